@@ -1,0 +1,116 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// Driver provides storage that outlives tasks. Every method is idempotent and
+// may be called from many goroutines. Optional abilities are [Snapshotter] and
+// [Expander].
+type Driver interface {
+	// Create makes the volume. One that exists with the same spec is left
+	// as it is, data included; with another spec it is an [*ExistsError].
+	Create(ctx context.Context, v Volume) error
+
+	// Remove deletes the volume and its data. While it is mounted it is an
+	// [*InUseError]. A volume that is not there is not an error.
+	Remove(ctx context.Context, name string) error
+
+	// Mount makes the volume available to a task and returns the host path
+	// to bind into its containers. The same mount again returns the same
+	// path, also after a restart of the program. An unknown volume is
+	// [ErrNotFound].
+	Mount(ctx context.Context, m Mount) (path string, err error)
+
+	// Unmount undoes Mount. One that is not mounted is not an error.
+	Unmount(ctx context.Context, m Mount) error
+
+	// List returns all volumes by name, with the tasks that have each
+	// mounted.
+	List(ctx context.Context) ([]Status, error)
+}
+
+// Volume describes storage to provide.
+type Volume struct {
+	Name    string            `json:"name"`              // unique on the driver; [A-Za-z0-9][A-Za-z0-9_.-]{0,127}
+	Size    int64             `json:"size,omitempty"`    // limit in bytes; 0: none
+	Options map[string]string `json:"options,omitempty"` // the driver's own
+	// Exclusive volumes are mounted by one task at a time.
+	Exclusive bool              `json:"exclusive,omitempty"`
+	Labels    map[string]string `json:"labels,omitempty"`
+}
+
+// Mount names the use of one volume by one task.
+type Mount struct {
+	Volume   string // name
+	Task     string // task ID
+	ReadOnly bool
+}
+
+// Status is what a driver knows of a volume.
+type Status struct {
+	Volume
+	Tasks    []string // that have it mounted, sorted
+	Used     int64    // bytes; -1 when the driver cannot say
+	Enforced bool     // whether Size is enforced by the filesystem
+}
+
+// Snapshotter is a Driver that can copy a volume's content at one moment.
+type Snapshotter interface {
+	Snapshot(ctx context.Context, volume, snapshot string) error
+	Restore(ctx context.Context, snapshot, volume string) error
+	RemoveSnapshot(ctx context.Context, snapshot string) error
+}
+
+// Expander is a Driver that can raise a volume's size limit in use.
+type Expander interface {
+	Expand(ctx context.Context, name string, size int64) error
+}
+
+// Errors that a caller can act on.
+var (
+	ErrNotFound = errors.New("no such volume")
+	ErrInUse    = errors.New("the volume is in use")
+	ErrExists   = errors.New("the volume exists with another spec")
+)
+
+// InUseError is a volume that tasks hold. It matches [ErrInUse].
+type InUseError struct {
+	Volume string
+	Tasks  []string
+}
+
+func (e *InUseError) Error() string {
+	return fmt.Sprintf("volume %q is in use by tasks %q; stop them first", e.Volume, e.Tasks)
+}
+
+// Is reports whether target is [ErrInUse].
+func (e *InUseError) Is(target error) bool { return target == ErrInUse }
+
+// ExistsError is a volume that exists with another spec. It matches
+// [ErrExists].
+type ExistsError struct {
+	Volume string
+	Field  string // what differs
+}
+
+func (e *ExistsError) Error() string {
+	return fmt.Sprintf("volume %q exists with another %s; use another name, or remove it first", e.Volume, e.Field)
+}
+
+// Is reports whether target is [ErrExists].
+func (e *ExistsError) Is(target error) bool { return target == ErrExists }
+
+// SpecError is a volume or mount that cannot be provided: the field and what
+// would be right.
+type SpecError struct {
+	Volume string
+	Field  string
+	Reason string
+}
+
+func (e *SpecError) Error() string {
+	return fmt.Sprintf("volume %q: %s: %s", e.Volume, e.Field, e.Reason)
+}
