@@ -1,0 +1,299 @@
+// Package record holds what the store holds: one Go type and one key form for
+// each kind of record, and who writes it.
+//
+// Every key has one writer (see ARCHITECTURE.md): the application writes
+// specs, the leader writes what is derived from them, and a node's agent
+// writes its own node's records. Values are JSON. A reader ignores fields it
+// does not know, so that records of a newer version can be read.
+package record
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/orchestrate-go/orchestrate/scheduler"
+)
+
+// Key prefixes. All end in a slash.
+const (
+	Services  = "/services/"  // NS/NAME    application  Service
+	Networks  = "/networks/"  // NAME       application  Network
+	Volumes   = "/volumes/"   // NS/NAME    application  Volume
+	NodeSpecs = "/nodespecs/" // ID         application  NodeSpec
+	Tasks     = "/tasks/"     // NODE/ID    leader       Task
+	Rollouts  = "/rollouts/"  // NS/NAME    leader       Rollout
+	Frontends = "/frontends/" // NS/NAME    leader       Frontend
+	Statuses  = "/status/"    // NODE/ID    agent        Status
+	Nodes     = "/nodes/"     // ID         agent        Node
+	Alive     = "/alive/"     // ID         agent        (leased)
+	Endpoints = "/endpoints/" // NET/NS/SERVICE/TASK  agent  Endpoint (leased)
+	Leader    = "/leader"     //            elected      (leased)
+)
+
+// Key joins a prefix and the parts of a name.
+func Key(prefix string, parts ...string) string { return prefix + strings.Join(parts, "/") }
+
+// Split returns the parts of a key after its prefix, or nil when there are
+// not exactly n of them.
+func Split(key, prefix string, n int) []string {
+	rest, ok := strings.CutPrefix(key, prefix)
+	if !ok {
+		return nil
+	}
+	parts := strings.Split(rest, "/")
+	if len(parts) != n {
+		return nil
+	}
+	return parts
+}
+
+// Service is a service's spec as the application wrote it.
+type Service struct {
+	// Spec is the JSON of an orchestrate.Service with its defaults filled
+	// in.
+	Spec json.RawMessage `json:"spec"`
+	// Revision counts the templates of this service from 1: it grows when
+	// an Apply changes the template and stays when it changes anything
+	// else.
+	Revision int64 `json:"revision"`
+	// Hash identifies the template.
+	Hash string `json:"hash"`
+	// Created is when the service was first applied. It tells a service
+	// from one of the same name that was removed before.
+	Created time.Time `json:"created"`
+	Updated time.Time `json:"updated"`
+}
+
+// Network is a network with its ranges chosen.
+type Network struct {
+	Name     string            `json:"name"`
+	Subnets  []netip.Prefix    `json:"subnets"`
+	MTU      int               `json:"mtu,omitempty"`
+	Internal bool              `json:"internal,omitempty"`
+	Options  map[string]string `json:"options,omitempty"`
+	// Virtual are the ranges that services' virtual addresses on this
+	// network are taken from, none of them inside a subnet.
+	Virtual []netip.Prefix `json:"virtual"`
+}
+
+// Node is what an agent says of its machine.
+type Node struct {
+	scheduler.Node
+	Version string    `json:"version,omitempty"` // of the agent
+	Started time.Time `json:"started"`           // of the agent
+}
+
+// NodeSpec is what the application wants of a node.
+type NodeSpec struct {
+	Labels   map[string]string `json:"labels,omitempty"`
+	Cordoned bool              `json:"cordoned,omitempty"` // takes no new task
+	Drain    bool              `json:"drain,omitempty"`    // and gives up the ones it has
+	Taints   []scheduler.Taint `json:"taints,omitempty"`
+}
+
+// Task is a placed instance of a service: everything its node needs to run
+// it.
+type Task struct {
+	ID        string    `json:"id"` // unique for ever in the fleet; at most 50 characters of [a-z0-9.-]
+	Namespace string    `json:"namespace"`
+	Service   string    `json:"service"`
+	Slot      int       `json:"slot"` // from 0
+	Node      string    `json:"node"`
+	Revision  int64     `json:"revision"` // of the service
+	Hash      string    `json:"hash"`     // of the template
+	Created   time.Time `json:"created"`
+	// Template is the JSON of an orchestrate.Template with its defaults
+	// filled in.
+	Template json.RawMessage `json:"template"`
+	// Request is what the scheduler set aside for it.
+	Request scheduler.Request `json:"request"`
+	// Stop, when set, tells the agent to stop the task. It is never unset.
+	Stop *Stop `json:"stop,omitempty"`
+}
+
+// Name is the task's place in its service, such as "web.0".
+func (t *Task) Name() string { return fmt.Sprintf("%s.%d", t.Service, t.Slot) }
+
+// Stop says why a task is to be stopped.
+type Stop struct {
+	Reason string    `json:"reason"` // one of the Reason constants
+	At     time.Time `json:"at"`
+}
+
+// Reasons that the planner gives for what it does.
+const (
+	ReasonRemoved   = "removed"    // the service was removed
+	ReasonScaled    = "scaled"     // the service has fewer replicas now
+	ReasonUpdated   = "updated"    // a task of a newer revision takes its place
+	ReasonRolled    = "rolledback" // its revision is being undone
+	ReasonFailed    = "failed"     // it gave up and is replaced
+	ReasonDrained   = "drained"    // its node is drained
+	ReasonNodeLost  = "node-lost"  // its node is gone
+	ReasonUnhealthy = "unhealthy"
+)
+
+// State is where a task is in its life, as its agent sees it.
+type State string
+
+// The states, in the order of a life. Stopped, Completed and Failed are final:
+// the agent has released everything the task held.
+const (
+	Preparing State = "preparing" // image, network, volumes
+	Starting  State = "starting"  // init containers, containers, startup checks
+	Running   State = "running"   // runs, but is not ready
+	Ready     State = "ready"     // runs, and its endpoints are published
+	Stopping  State = "stopping"
+	Stopped   State = "stopped"   // was told to stop, and did
+	Completed State = "completed" // ended by itself with success and is not to be restarted
+	Failed    State = "failed"    // gave up
+)
+
+// Final reports whether the agent is done with the task.
+func (s State) Final() bool { return s == Stopped || s == Completed || s == Failed }
+
+// Status is what an agent observes of a task.
+type Status struct {
+	Task      string    `json:"task"`
+	Namespace string    `json:"namespace"`
+	Service   string    `json:"service"`
+	Node      string    `json:"node"`
+	State     State     `json:"state"`
+	Since     time.Time `json:"since"`             // when State was entered
+	Ready     time.Time `json:"ready,omitzero"`    // when the task last became ready
+	Failure   *Failure  `json:"failure,omitempty"` // the last one, also after a restart
+	Restarts  int       `json:"restarts,omitempty"`
+	// Addresses by network.
+	Addresses  map[string][]netip.Addr `json:"addresses,omitempty"`
+	Containers []ContainerStatus       `json:"containers,omitempty"`
+}
+
+// FailureKind classifies failures.
+type FailureKind string
+
+// The kinds of failure of a task on its node.
+const (
+	FailedImage     FailureKind = "image"     // cannot be pulled
+	FailedNetwork   FailureKind = "network"   // cannot be attached
+	FailedVolume    FailureKind = "volume"    // cannot be mounted
+	FailedStart     FailureKind = "start"     // the process cannot be started
+	FailedInit      FailureKind = "init"      // an init container failed
+	FailedExit      FailureKind = "exit"      // a container ended
+	FailedOOM       FailureKind = "oom"       // a container ran out of memory
+	FailedStartup   FailureKind = "startup"   // the startup check
+	FailedLiveness  FailureKind = "liveness"  // the liveness check
+	FailedReadiness FailureKind = "readiness" // the readiness check
+	FailedConflict  FailureKind = "conflict"  // a port or an exclusive thing is taken
+	FailedNode      FailureKind = "node"      // the node is gone
+)
+
+// Failure says what went wrong with a task.
+type Failure struct {
+	Kind      FailureKind `json:"kind"`
+	Container string      `json:"container,omitempty"`
+	Message   string      `json:"message"`
+	ExitCode  int         `json:"exitCode,omitempty"`
+	At        time.Time   `json:"at"`
+	Log       []string    `json:"log,omitempty"` // the container's last lines
+	// Permanent failures are not mended by trying again with the same
+	// revision: a missing image, a command that is not in it.
+	Permanent bool `json:"permanent,omitempty"`
+}
+
+// ContainerStatus is what an agent observes of a container.
+type ContainerStatus struct {
+	Name     string    `json:"name"`
+	ID       string    `json:"id"` // in the runtime
+	Running  bool      `json:"running,omitempty"`
+	Ready    bool      `json:"ready,omitempty"`
+	PID      int       `json:"pid,omitempty"`
+	Restarts int       `json:"restarts,omitempty"`
+	Started  time.Time `json:"started,omitzero"`
+	ExitCode int       `json:"exitCode,omitempty"`
+	OOM      bool      `json:"oom,omitempty"`
+}
+
+// Endpoint is a ready task on a network. The agent keeps it under a lease: it
+// vanishes when the node dies.
+type Endpoint struct {
+	Task      string       `json:"task"`
+	Node      string       `json:"node"`
+	Slot      int          `json:"slot"`
+	Revision  int64        `json:"revision"`
+	Addresses []netip.Addr `json:"addresses"`
+}
+
+// Frontend is where a service is reached.
+type Frontend struct {
+	// Addresses are its virtual addresses by network.
+	Addresses map[string][]netip.Addr `json:"addresses"`
+	Ports     []Port                  `json:"ports,omitempty"`
+}
+
+// Port maps a frontend's port to the tasks'.
+type Port struct {
+	Name      string `json:"name,omitempty"`
+	Protocol  string `json:"protocol"` // "tcp" or "udp"
+	Port      uint16 `json:"port"`     // of the tasks
+	Virtual   uint16 `json:"virtual"`
+	Published uint16 `json:"published,omitempty"`
+	HostIP    string `json:"hostIP,omitempty"`
+}
+
+// RolloutState is where a rollout is.
+type RolloutState string
+
+// The rollout states.
+const (
+	Progressing      RolloutState = "progressing"
+	RolloutCompleted RolloutState = "completed"
+	RolloutFailed    RolloutState = "failed"
+)
+
+// Rollout is how far the leader has made a service's spec true. It lasts as
+// long as the service has a spec or tasks.
+type Rollout struct {
+	// Spec is the store revision of the service's record that this is
+	// about, and Created the record's: a rollout of another Spec has been
+	// superseded.
+	Spec     int64     `json:"spec"`
+	Created  time.Time `json:"created"`
+	Revision int64     `json:"revision"`
+	Hash     string    `json:"hash"`
+
+	State      RolloutState `json:"state"`
+	Reason     string       `json:"reason,omitempty"` // of a failure: one of the Why constants
+	Message    string       `json:"message,omitempty"`
+	Failure    *Failure     `json:"failure,omitempty"` // the task failure behind it
+	Started    time.Time    `json:"started"`
+	Progressed time.Time    `json:"progressed"` // when a task last became ready
+	Ended      time.Time    `json:"ended,omitzero"`
+
+	Desired  int `json:"desired"`  // tasks wanted
+	Updated  int `json:"updated"`  // of the new revision
+	Ready    int `json:"ready"`    // ready, of any revision
+	Failures int `json:"failures"` // of new tasks, in a row
+	// Unplaced is set while replicas have no place, in the words of the
+	// scheduler.
+	Unplaced string `json:"unplaced,omitempty"`
+
+	// Slots holds the back-off of slots whose tasks failed.
+	Slots map[int]Slot `json:"slots,omitempty"`
+}
+
+// Slot remembers the failures of a slot's tasks, so that its next is started
+// later and elsewhere.
+type Slot struct {
+	Failures int       `json:"failures"`
+	Last     time.Time `json:"last"`
+	Node     string    `json:"node"` // where it failed last
+}
+
+// Why a rollout failed.
+const (
+	WhyDeadline = "progress-deadline" // no further task became ready in time
+	WhyFailures = "task-failures"     // too many tasks failed
+	WhyCapacity = "no-capacity"       // tasks could not be placed in time
+)

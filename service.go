@@ -1,0 +1,286 @@
+package orchestrate
+
+import (
+	"time"
+
+	"github.com/orchestrate-go/orchestrate/health"
+	"github.com/orchestrate-go/orchestrate/runtime"
+	"github.com/orchestrate-go/orchestrate/volume"
+)
+
+// Service is a long-running workload: a number of identical tasks, kept
+// running, reachable under one name.
+//
+// The zero value of a field is its default, as each comment says. Apply
+// refuses a Service that breaks a rule here with a [*ValidationError] that
+// names every mistake at once.
+type Service struct {
+	// Namespace is "default" when empty. A DNS label (RFC 1123): lower-case
+	// letters, digits and, not at the ends, hyphens; at most 63.
+	Namespace string `json:"namespace,omitempty"`
+	// Name is unique among the services of its namespace: a DNS label.
+	Name string `json:"name"`
+	// Labels are the application's own. Keys are 1 to 253 characters of
+	// [A-Za-z0-9./_-], values at most 4096 bytes.
+	Labels map[string]string `json:"labels,omitempty"`
+
+	// Replicas is the number of tasks; 0 means 1. [None] runs none.
+	Replicas int `json:"replicas,omitempty"`
+
+	// Template is what each task runs. A change of it is a new revision and
+	// is rolled out as Update says; a change of anything else restarts
+	// nothing.
+	Template
+
+	Update UpdatePolicy `json:"update,omitzero"`
+}
+
+// None is a number of Replicas that asks for no task at all.
+const None = -1
+
+// Template describes a task: containers that share a network namespace and
+// volumes.
+type Template struct {
+	// Init containers run one after another, each to its end with exit code
+	// 0, before anything else of the task starts.
+	Init []Container `json:"init,omitempty"`
+	// Sidecars start after Init in the given order, each once the one
+	// before is ready, and stop after Containers, in reverse order.
+	Sidecars []Container `json:"sidecars,omitempty"`
+	// Containers are the main ones: at least one. They start together.
+	Containers []Container `json:"containers"`
+
+	// Networks the task attaches to; the network "default" when empty. The
+	// first is its way out.
+	Networks []string `json:"networks,omitempty"`
+	// HostNetwork runs the task in the node's own network namespace. It
+	// excludes Networks, and the ports of its services are the node's.
+	HostNetwork bool `json:"hostNetwork,omitempty"`
+	// Ports are served under the service's virtual address on each of its
+	// networks, and outside where they are published.
+	Ports []Port `json:"ports,omitempty"`
+	// Volumes declares the named volumes that mounts refer to. One that is
+	// mounted but not declared is made with no limits on first use.
+	Volumes []volume.Volume `json:"volumes,omitempty"`
+
+	// Hostname inside the containers; the task's ID when empty.
+	Hostname string `json:"hostname,omitempty"`
+	DNS      DNS    `json:"dns,omitzero"`
+
+	Restart   RestartPolicy `json:"restart,omitzero"`
+	Placement Placement     `json:"placement,omitzero"`
+
+	// StopGrace is the time between the stop signal and SIGKILL; 10 s when
+	// 0.
+	StopGrace time.Duration `json:"stopGrace,omitempty"`
+	// DrainDelay is the time between the withdrawal of the task's endpoints
+	// and the stop signal, in which requests under way can end: when 0, 1 s
+	// with Ports and none without. Negative means none.
+	DrainDelay time.Duration `json:"drainDelay,omitempty"`
+}
+
+// Container is one container of a task.
+type Container struct {
+	// Name is unique in its task: a DNS label of at most 32 characters;
+	// when empty "main" for the first of Containers, else "initN",
+	// "sidecarN" or "mainN", counted from 0.
+	Name string `json:"name,omitempty"`
+	// Image is a reference such as "web:1" or "host/repo@sha256:…".
+	Image string `json:"image"`
+	// Pull says when the registry is asked; see [runtime.PullPolicy].
+	Pull runtime.PullPolicy `json:"pull,omitempty"`
+
+	// Entrypoint replaces the image's entrypoint, and then its command is
+	// ignored too. Command replaces the image's command.
+	Entrypoint []string          `json:"entrypoint,omitempty"`
+	Command    []string          `json:"command,omitempty"`
+	Env        map[string]string `json:"env,omitempty"`
+	// Dir is the working directory: absolute; the image's when empty.
+	Dir string `json:"dir,omitempty"`
+	// User is user[:group], names or numbers; the image's when empty.
+	User string `json:"user,omitempty"`
+
+	Resources Resources         `json:"resources,omitzero"`
+	Security  runtime.Security  `json:"security,omitzero"`
+	Ulimits   []runtime.Ulimit  `json:"ulimits,omitempty"`
+	Sysctls   map[string]string `json:"sysctls,omitempty"` // namespaced ones only
+	Devices   []runtime.Device  `json:"devices,omitempty"`
+	Mounts    []Mount           `json:"mounts,omitempty"`
+	Labels    map[string]string `json:"labels,omitempty"`
+	Terminal  bool              `json:"terminal,omitempty"`
+
+	// Startup gates the other checks: until it succeeded they do not run,
+	// and when it fails the container is restarted.
+	Startup *health.Check `json:"startup,omitempty"`
+	// Readiness decides whether the task takes traffic. Without it, a task
+	// is ready once its containers run and their Startup succeeded.
+	Readiness *health.Check `json:"readiness,omitempty"`
+	// Liveness restarts the container when it fails.
+	Liveness *health.Check `json:"liveness,omitempty"`
+
+	// StopSignal is a name such as "SIGTERM" or a number; when empty the
+	// image's, or SIGTERM.
+	StopSignal string `json:"stopSignal,omitempty"`
+
+	// Logs bounds what is kept of the output on disk.
+	Logs runtime.LogLimits `json:"logs,omitzero"`
+}
+
+// Units for [Resources].
+const (
+	Core = 1000 // CPU: thousandths of a core
+
+	KiB = int64(1) << 10
+	MiB = int64(1) << 20
+	GiB = int64(1) << 30
+)
+
+// Resources are what a container asks for and what it may use at most.
+type Resources struct {
+	// CPU and Memory are requests: what the scheduler sets aside. CPU is in
+	// thousandths of a core, Memory in bytes. When 0 they equal their limit.
+	CPU    int64 `json:"cpu,omitempty"`
+	Memory int64 `json:"memory,omitempty"`
+	// CPULimit and MemoryLimit are enforced by the kernel; 0 is no limit.
+	CPULimit    int64 `json:"cpuLimit,omitempty"`
+	MemoryLimit int64 `json:"memoryLimit,omitempty"`
+	// Pids limits processes and threads; 0 means 4096, negative none.
+	Pids int64 `json:"pids,omitempty"`
+	// CPUSet pins to cores, such as "0-3,6".
+	CPUSet string `json:"cpuSet,omitempty"`
+}
+
+// Protocol of a [Port].
+type Protocol string
+
+// The protocols.
+const (
+	TCP Protocol = "tcp" // also when empty
+	UDP Protocol = "udp"
+)
+
+// Port is a port that a task listens on.
+type Port struct {
+	// Name is optional and unique in the task.
+	Name string `json:"name,omitempty"`
+	// Port that the task listens on: 1 to 65535.
+	Port uint16 `json:"port"`
+	// Virtual is the port at the virtual address; Port when 0.
+	Virtual uint16 `json:"virtual,omitempty"`
+	// Published is the port on every address of the node; not published
+	// when 0. Two services cannot publish one port and protocol.
+	Published uint16 `json:"published,omitempty"`
+	// HostIP narrows Published to one address of the node.
+	HostIP   string   `json:"hostIP,omitempty"`
+	Protocol Protocol `json:"protocol,omitempty"`
+}
+
+// Mount makes storage visible in a container. Exactly one of Volume, Bind and
+// Tmpfs is set.
+type Mount struct {
+	Target string `json:"target"` // absolute path in the container
+	// Volume is the name of a volume of the service's namespace.
+	Volume string `json:"volume,omitempty"`
+	// Bind is an absolute path on the node, inside a root that the node's
+	// volume driver allows.
+	Bind string `json:"bind,omitempty"`
+	// Tmpfs is memory that vanishes with the container.
+	Tmpfs    *Tmpfs `json:"tmpfs,omitempty"`
+	ReadOnly bool   `json:"readOnly,omitempty"`
+}
+
+// Tmpfs bounds a memory filesystem.
+type Tmpfs struct {
+	Size int64  `json:"size,omitempty"` // bytes; 0: half of the memory limit of the kernel's default
+	Mode uint32 `json:"mode,omitempty"` // permission bits of its root; 0 means 01777
+}
+
+// DNS changes name resolution inside a task. By default names are resolved by
+// the networks' own server, which forwards what it does not know.
+type DNS struct {
+	Servers []string            `json:"servers,omitempty"` // addresses asked instead
+	Search  []string            `json:"search,omitempty"`  // domains appended to short names
+	Options []string            `json:"options,omitempty"` // of resolv.conf(5)
+	Hosts   map[string][]string `json:"hosts,omitempty"`   // name to addresses, for /etc/hosts
+}
+
+// RestartCondition says after which ends a container is restarted.
+type RestartCondition string
+
+// The restart conditions.
+const (
+	RestartAlways    RestartCondition = "always" // also when empty
+	RestartOnFailure RestartCondition = "on-failure"
+	RestartNever     RestartCondition = "never"
+)
+
+// RestartPolicy is how an ended container is restarted in place: the first
+// time at once, then after Backoff, doubled each time up to MaxBackoff. A
+// container that ran for Reset starts afresh. After Attempts restarts the
+// task has failed, and the planner replaces it.
+type RestartPolicy struct {
+	Condition  RestartCondition `json:"condition,omitempty"`
+	Attempts   int              `json:"attempts,omitempty"`   // 10 when 0; negative: without end
+	Backoff    time.Duration    `json:"backoff,omitempty"`    // 100 ms when 0
+	MaxBackoff time.Duration    `json:"maxBackoff,omitempty"` // 5 min when 0
+	Reset      time.Duration    `json:"reset,omitempty"`      // 10 min when 0
+}
+
+// Placement says where tasks may run and where best.
+type Placement struct {
+	// Strategy is the name of a registered one; "spread" when empty.
+	Strategy string `json:"strategy,omitempty"`
+	// Constraints must all hold, such as "node.labels.zone == eu"; see
+	// [scheduler.ParseConstraint].
+	Constraints []string `json:"constraints,omitempty"`
+	// MaxPerNode bounds the service's tasks on one node; 0 is no bound.
+	MaxPerNode int `json:"maxPerNode,omitempty"`
+	// Priority: higher goes first.
+	Priority int `json:"priority,omitempty"`
+}
+
+// UpdateOrder says whether a rollout starts a new task before it stops an old
+// one.
+type UpdateOrder string
+
+// The update orders.
+const (
+	// OrderAuto, also when empty, is StartFirst, but StopFirst where two
+	// tasks cannot be there at once: host networking or an exclusive
+	// volume.
+	OrderAuto  UpdateOrder = "auto"
+	StartFirst UpdateOrder = "start-first"
+	StopFirst  UpdateOrder = "stop-first"
+)
+
+// UpdatePolicy is how a new revision is rolled out.
+type UpdatePolicy struct {
+	// Parallelism is how many tasks are changed at a time; a quarter of the
+	// replicas, rounded up, when 0.
+	Parallelism int         `json:"parallelism,omitempty"`
+	Order       UpdateOrder `json:"order,omitempty"`
+	// Monitor is how long a new task must stay ready before it counts; 10 s
+	// when 0, none when negative.
+	Monitor time.Duration `json:"monitor,omitempty"`
+	// ProgressDeadline fails the rollout when no further task became ready
+	// for so long, image pulls and placing included; 10 min when 0.
+	ProgressDeadline time.Duration `json:"progressDeadline,omitempty"`
+	// MaxFailures is how many tasks of the new revision may fail in a row
+	// before the rollout does: max(3, half of the replicas) when 0.
+	MaxFailures int `json:"maxFailures,omitempty"`
+}
+
+// Network is a network that tasks attach to.
+type Network struct {
+	// Name is unique in the fleet: a DNS label of at most 32 characters.
+	Name string `json:"name"`
+	// Subnets: at most one IPv4 and one IPv6 prefix. When empty, free ones
+	// are chosen.
+	Subnets []string `json:"subnets,omitempty"`
+	// MTU; the driver's default when 0.
+	MTU int `json:"mtu,omitempty"`
+	// Internal networks have no way to the world outside.
+	Internal bool `json:"internal,omitempty"`
+	// Options are the driver's own.
+	Options map[string]string `json:"options,omitempty"`
+}
