@@ -1,0 +1,55 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Keep renews lease every third of its TTL until ctx ends, and then returns the
+// context's error, or until the lease is lost, and then returns an error that
+// is [ErrLeaseExpired] or [ErrClosed]. A renewal that fails otherwise is tried
+// again, more often, for as long as the lease can still be alive. Keep does not
+// revoke the lease.
+func Keep(ctx context.Context, lease Lease) error {
+	// Unknown is when the lease was last renewed. That it is alive now is the
+	// best guess, and if it is wrong the first renewal says so.
+	return keep(ctx, lease, time.Now(), lease.TTL(), func(time.Time) {})
+}
+
+// keep renews lease, whose last renewal was sent at sent, and gives up once
+// patience has gone by since the last renewal that succeeded was sent. That is
+// on the safe side: the store counts from when it received it, which is later.
+// It calls renewed after each success, with the time at which it was sent.
+func keep(ctx context.Context, lease Lease, sent time.Time, patience time.Duration, renewed func(sent time.Time)) error {
+	const steps = 3 // renewals in one TTL, so that two may be lost
+	interval := lease.TTL() / steps
+	timer := time.NewTimer(interval)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-timer.C:
+		}
+		now := time.Now()
+		call, cancel := context.WithDeadline(ctx, sent.Add(patience))
+		err := lease.KeepAlive(call)
+		cancel()
+		switch {
+		case err == nil:
+			sent = now
+			renewed(sent)
+			timer.Reset(interval)
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, ErrLeaseExpired), errors.Is(err, ErrClosed):
+			return err
+		case time.Since(sent) >= patience:
+			return fmt.Errorf("%w: no renewal for %v: %w", ErrLeaseExpired, patience, err)
+		default:
+			timer.Reset(min(interval/4, patience-time.Since(sent)))
+		}
+	}
+}
