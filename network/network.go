@@ -68,6 +68,12 @@ type Network struct {
 	// one IPv4 and one IPv6. The first usable address of each is the
 	// gateway's.
 	Subnets []netip.Prefix
+	// Virtual are ranges that the addresses of rules on this network are
+	// taken from, outside its subnets. They are routed to the node from
+	// every attachment, whether or not it is the default one, and from the
+	// node itself. Left empty, virtual addresses are reached by the default
+	// route alone.
+	Virtual []netip.Prefix
 	// MTU of the interfaces; 0 means the driver's default.
 	MTU int
 	// Internal networks have no way out to the world beyond the node.
@@ -141,20 +147,29 @@ type Rule struct {
 
 // Errors that a caller can act on.
 var (
-	ErrNoNetwork = errors.New("no such network")
-	ErrExhausted = errors.New("no free address left")
-	ErrClosed    = errors.New("the network driver is closed")
+	ErrNoNetwork   = errors.New("no such network")
+	ErrNoNamespace = errors.New("no such network namespace")
+	ErrExhausted   = errors.New("no free address left")
+	ErrClosed      = errors.New("the network driver is closed")
 )
 
 // ConfigError is a network, attachment or rule that cannot be made true.
 type ConfigError struct {
-	Network string
+	Network string // of a network or an attachment
+	Service string // of a rule
 	Field   string
 	Reason  string
 }
 
 func (e *ConfigError) Error() string {
-	return fmt.Sprintf("network %q: %s: %s", e.Network, e.Field, e.Reason)
+	switch {
+	case e.Service != "":
+		return fmt.Sprintf("rule of service %q: %s: %s", e.Service, e.Field, e.Reason)
+	case e.Network != "":
+		return fmt.Sprintf("network %q: %s: %s", e.Network, e.Field, e.Reason)
+	default:
+		return e.Field + ": " + e.Reason
+	}
 }
 
 // InUseError is a network that cannot be removed yet.
