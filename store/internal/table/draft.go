@@ -13,6 +13,7 @@ import (
 type Draft struct {
 	table    *Table
 	revision int64
+	count    int
 	overlay  map[string]*store.Item // drafted state of changed keys; nil: deleted
 	batches  []store.Batch
 	ended    []store.LeaseID
@@ -22,7 +23,7 @@ type Draft struct {
 func (t *Table) Draft() *Draft {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	return &Draft{table: t, revision: t.revision, overlay: map[string]*store.Item{}}
+	return &Draft{table: t, revision: t.revision, count: t.items.count, overlay: map[string]*store.Item{}}
 }
 
 // Batches returns the drafted commits, in order.
@@ -33,6 +34,9 @@ func (d *Draft) Revision() int64 { return d.revision }
 
 // Items returns the drafted state of every changed key: nil if it is deleted.
 func (d *Draft) Items() map[string]*store.Item { return d.overlay }
+
+// Count returns the number of items after the drafted commits.
+func (d *Draft) Count() int { return d.count }
 
 // Commit drafts txn, which must be valid, and returns its revision. With an
 // error the draft is as it was.
@@ -116,8 +120,13 @@ func (d *Draft) add(revision int64, changes []store.Change) {
 	d.batches = append(d.batches, store.Batch{Revision: revision, Changes: changes})
 	for i := range changes {
 		item := &changes[i].Item
-		if changes[i].Deleted {
+		existed := d.item(item.Key) != nil
+		switch {
+		case changes[i].Deleted: // only what existed is deleted
 			item = nil
+			d.count--
+		case !existed:
+			d.count++
 		}
 		d.overlay[changes[i].Item.Key] = item
 	}

@@ -50,8 +50,8 @@ func New(opts Options, revision int64, items []store.Item) *Table {
 		lengths:  map[int]int{},
 		leases:   map[store.LeaseID]*lease{},
 	}
-	for i := range items {
-		t.items.put(&items[i])
+	for _, item := range items {
+		t.items.put(&item) // a copy: a pointer into items would keep all of it alive
 	}
 	return t
 }
