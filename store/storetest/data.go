@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/orchestrate-go/orchestrate/store"
@@ -292,10 +293,38 @@ func testLimits(t testing.TB, h Harness) {
 	}
 }
 
-// testCounter increments from many goroutines, by reading and writing back.
+// testCounter increments from many goroutines, by reading and writing back. At
+// first all read before any writes, so that exactly one may win each round; then
+// freely.
 func testCounter(t testing.TB, h Harness) {
 	ctx, s := h.open(t)
-	const workers, each = 8, 25
+	const workers, rounds, each = 8, 10, 25
+	for round := range rounds {
+		item, _, err := store.Get(ctx, s, "/counter")
+		if err != nil {
+			t.Fatalf("Get: %v", err)
+		}
+		var won atomic.Int32
+		var wg sync.WaitGroup
+		for range workers {
+			wg.Go(func() {
+				_, err := s.Commit(ctx, store.Txn{
+					If:     []store.Condition{{Key: "/counter", Revision: item.Revision}},
+					Writes: []store.Write{put("/counter", strconv.Itoa(round+1))},
+				})
+				switch {
+				case err == nil:
+					won.Add(1)
+				case !errors.Is(err, store.ErrConflict):
+					t.Errorf("Commit: %v, want success or ErrConflict", err)
+				}
+			})
+		}
+		wg.Wait()
+		if won.Load() != 1 {
+			t.Fatalf("%d of %d writers that had read the same revision could write, want 1", won.Load(), workers)
+		}
+	}
 	var wg sync.WaitGroup
 	for range workers {
 		wg.Go(func() {
@@ -309,7 +338,7 @@ func testCounter(t testing.TB, h Harness) {
 	}
 	wg.Wait()
 	item, _, err := store.Get(ctx, s, "/counter")
-	if want := strconv.Itoa(workers * each); err != nil || string(item.Value) != want {
+	if want := strconv.Itoa(rounds + workers*each); err != nil || string(item.Value) != want {
 		t.Errorf("counter is %q (%v) after %s increments: conditions let two writers pass, or refused both", item.Value, err, want)
 	}
 }

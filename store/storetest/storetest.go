@@ -45,6 +45,7 @@ type Harness struct {
 
 // Run runs the suite, each part as a subtest on a store of its own.
 func Run(t *testing.T, h Harness) {
+	h = h.withDefaults()
 	for _, c := range checks {
 		t.Run(c.name, func(t *testing.T) {
 			if c.needs != nil {
@@ -52,20 +53,24 @@ func Run(t *testing.T, h Harness) {
 					t.Skip(lacking)
 				}
 			}
-			h.run(t, c, func(t *testing.T) testing.TB { return t })
+			h.run(t, func(t *testing.T) { c.run(t, h) })
 		})
 	}
 }
 
-// run runs c, with t as seen through wrap.
-func (h Harness) run(t *testing.T, c check, wrap func(*testing.T) testing.TB) {
+func (h Harness) withDefaults() Harness {
 	if h.TTL == 0 {
 		h.TTL = time.Second
 	}
+	return h
+}
+
+// run calls body where the store's time is the test's.
+func (h Harness) run(t *testing.T, body func(t *testing.T)) {
 	if h.Virtual {
-		synctest.Test(t, func(t *testing.T) { c.run(wrap(t), h) })
+		synctest.Test(t, body)
 	} else {
-		c.run(wrap(t), h)
+		body(t)
 	}
 }
 
