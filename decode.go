@@ -39,7 +39,7 @@ func DecodeService(data []byte) (Service, error) {
 	c := checks{problems: problems}
 	if !unread[""] {
 		for _, p := range s.problems() {
-			if !unread[p.Path] {
+			if !within(unread, p.Path) {
 				c.problems = append(c.problems, p)
 			}
 		}
@@ -48,6 +48,17 @@ func DecodeService(data []byte) (Service, error) {
 		return Service{}, &ValidationError{Object: s.object(), Problems: c.sorted(reflect.ValueOf(s))}
 	}
 	return s, nil
+}
+
+// within reports whether path or one that it is in is among paths.
+func within(paths map[string]bool, path string) bool {
+	for path != "" {
+		if paths[path] {
+			return true
+		}
+		path = parent(path)
+	}
+	return false
 }
 
 // decode reads a JSON document into v, and returns all mistakes of form. One

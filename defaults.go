@@ -1,7 +1,6 @@
 package orchestrate
 
 import (
-	"cmp"
 	"fmt"
 	"reflect"
 	"time"
@@ -34,8 +33,7 @@ const (
 // Empty lists and maps become nil. Doing it again changes nothing.
 //
 // Update.Parallelism and Update.MaxFailures stay 0 where they are, since they
-// follow the number of replicas, which may change without them: see
-// [UpdatePolicy.Batch] and [UpdatePolicy.FailureLimit].
+// follow the number of replicas, which may change without them.
 func (s Service) WithDefaults() Service {
 	s = clone(reflect.ValueOf(s)).Interface().(Service)
 	setDefault(&s.Namespace, DefaultNamespace)
@@ -51,19 +49,6 @@ func (s Service) WithDefaults() Service {
 // MTU stay unset where they are: the fleet and the driver choose them.
 func (n Network) WithDefaults() Network {
 	return clone(reflect.ValueOf(n)).Interface().(Network)
-}
-
-// Batch is how many of a service's tasks are changed at a time: Parallelism,
-// or when that is 0 a quarter of the replicas, rounded up.
-func (u UpdatePolicy) Batch(replicas int) int {
-	return cmp.Or(max(u.Parallelism, 0), max((replicas+3)/4, 1))
-}
-
-// FailureLimit is how many tasks of a new revision may fail in a row before
-// the rollout does: MaxFailures, or when that is 0 half of the replicas and at
-// least 3.
-func (u UpdatePolicy) FailureLimit(replicas int) int {
-	return cmp.Or(max(u.MaxFailures, 0), max(replicas/2, 3))
 }
 
 func setDefault[T comparable](field *T, value T) {
@@ -109,8 +94,8 @@ func (t *Template) fill() {
 func (c *Container) fill(name string) {
 	setDefault(&c.Name, name)
 	r := &c.Resources
-	setDefault(&r.CPU, r.CPULimit)
-	setDefault(&r.Memory, r.MemoryLimit)
+	setDefault(&r.CPU, max(r.CPULimit, 0))
+	setDefault(&r.Memory, max(r.MemoryLimit, 0))
 	setDefault(&r.Pids, DefaultPids)
 	for i := range c.Devices {
 		setDefault(&c.Devices[i].Target, c.Devices[i].Source)

@@ -11,9 +11,11 @@ import (
 // Service is a long-running workload: a number of identical tasks, kept
 // running, reachable under one name.
 //
-// The zero value of a field is its default, as each comment says. Apply
-// refuses a Service that breaks a rule here with a [*ValidationError] that
-// names every mistake at once.
+// The zero value of a field is its default, as each comment says, and an empty
+// list or map is the same as none; [Service.WithDefaults] fills the defaults
+// in. Apply refuses a Service that breaks a rule here with a
+// [*ValidationError] that names every mistake at once, as [Service.Validate]
+// does. In JSON, [DecodeService] reads it.
 type Service struct {
 	// Namespace is "default" when empty. A DNS label (RFC 1123): lower-case
 	// letters, digits and, not at the ends, hyphens; at most 63.
@@ -24,7 +26,8 @@ type Service struct {
 	// [A-Za-z0-9./_-], values at most 4096 bytes.
 	Labels map[string]string `json:"labels,omitempty"`
 
-	// Replicas is the number of tasks; 0 means 1. [None] runs none.
+	// Replicas is the number of tasks, at most [MaxReplicas]; 0 means 1.
+	// [None] runs none.
 	Replicas int `json:"replicas,omitempty"`
 
 	// Template is what each task runs. A change of it is a new revision and
@@ -47,31 +50,39 @@ type Template struct {
 	// Sidecars start after Init in the given order, each once the one
 	// before is ready, and stop after Containers, in reverse order.
 	Sidecars []Container `json:"sidecars,omitempty"`
-	// Containers are the main ones: at least one. They start together.
+	// Containers are the main ones: at least one. They start together. The
+	// three lists hold at most [MaxContainers].
 	Containers []Container `json:"containers"`
 
 	// Networks the task attaches to; the network "default" when empty. The
 	// first is its way out.
 	Networks []string `json:"networks,omitempty"`
-	// HostNetwork runs the task in the node's own network namespace. It
-	// excludes Networks, and the ports of its services are the node's.
+	// HostNetwork runs the task in the node's own network namespace, under
+	// the node's name. It excludes Networks and Hostname; Ports are the
+	// node's own, without a virtual address and without publishing.
 	HostNetwork bool `json:"hostNetwork,omitempty"`
 	// Ports are served under the service's virtual address on each of its
 	// networks, and outside where they are published.
 	Ports []Port `json:"ports,omitempty"`
-	// Volumes declares the named volumes that mounts refer to. One that is
-	// mounted but not declared is made with no limits on first use.
+	// Volumes declares the named volumes that mounts refer to, each once and
+	// none that is not mounted. One that is mounted but not declared is made
+	// with no limits on first use. Names are unique in the namespace and
+	// have at most 64 characters, the rest as [volume.Volume] says. An
+	// exclusive volume allows one replica.
 	Volumes []volume.Volume `json:"volumes,omitempty"`
 
-	// Hostname inside the containers; the task's ID when empty.
+	// Hostname inside the containers: a host name of at most 64 characters;
+	// the task's ID when empty.
 	Hostname string `json:"hostname,omitempty"`
-	DNS      DNS    `json:"dns,omitzero"`
+	// DNS changes name resolution in all containers.
+	DNS DNS `json:"dns,omitzero"`
 
 	Restart   RestartPolicy `json:"restart,omitzero"`
 	Placement Placement     `json:"placement,omitzero"`
 
 	// StopGrace is the time between the stop signal and SIGKILL; 10 s when
-	// 0.
+	// 0. Like every duration of a spec but those of health checks it is at
+	// least 1 ms and at most 7 days.
 	StopGrace time.Duration `json:"stopGrace,omitempty"`
 	// DrainDelay is the time between the withdrawal of the task's endpoints
 	// and the stop signal, in which requests under way can end: when 0, 1 s
@@ -85,29 +96,51 @@ type Container struct {
 	// when empty "main" for the first of Containers, else "initN",
 	// "sidecarN" or "mainN", counted from 0.
 	Name string `json:"name,omitempty"`
-	// Image is a reference such as "web:1" or "host/repo@sha256:…".
+	// Image is a reference, [domain[:port]/]path[:tag][@digest], such as
+	// "web:1" or "host/repo@sha256:…".
 	Image string `json:"image"`
 	// Pull says when the registry is asked; see [runtime.PullPolicy].
 	Pull runtime.PullPolicy `json:"pull,omitempty"`
 
 	// Entrypoint replaces the image's entrypoint, and then its command is
-	// ignored too. Command replaces the image's command.
-	Entrypoint []string          `json:"entrypoint,omitempty"`
-	Command    []string          `json:"command,omitempty"`
-	Env        map[string]string `json:"env,omitempty"`
+	// ignored too. Command replaces the image's command. No shell reads
+	// them and no variable in them is expanded.
+	Entrypoint []string `json:"entrypoint,omitempty"`
+	Command    []string `json:"command,omitempty"`
+	// Env is added to the image's environment and wins over it.
+	Env map[string]string `json:"env,omitempty"`
 	// Dir is the working directory: absolute; the image's when empty.
 	Dir string `json:"dir,omitempty"`
-	// User is user[:group], names or numbers; the image's when empty.
+	// User is user[:group], names of the image or numbers; the image's when
+	// empty.
 	User string `json:"user,omitempty"`
 
-	Resources Resources         `json:"resources,omitzero"`
-	Security  runtime.Security  `json:"security,omitzero"`
-	Ulimits   []runtime.Ulimit  `json:"ulimits,omitempty"`
-	Sysctls   map[string]string `json:"sysctls,omitempty"` // namespaced ones only
-	Devices   []runtime.Device  `json:"devices,omitempty"`
-	Mounts    []Mount           `json:"mounts,omitempty"`
-	Labels    map[string]string `json:"labels,omitempty"`
-	Terminal  bool              `json:"terminal,omitempty"`
+	// Resources are requests and limits of CPU, memory and processes.
+	Resources Resources `json:"resources,omitzero"`
+	// Security is capabilities, seccomp, privileges and a read-only root;
+	// the zero value is secure.
+	Security runtime.Security `json:"security,omitzero"`
+	// Ulimits are limits of getrlimit(2), each name once; unlimited is
+	// [math.MaxUint64], which nofile cannot be.
+	Ulimits []runtime.Ulimit `json:"ulimits,omitempty"`
+	// Sysctls are kernel parameters that a container has of its own, by
+	// their names with dots: net.*, fs.mqueue.*, kernel.msg*, kernel.sem and
+	// kernel.shm*. Those of net.* are the whole task's, so its containers
+	// must agree on them, and HostNetwork excludes them.
+	Sysctls map[string]string `json:"sysctls,omitempty"`
+	// Devices of the node, by absolute paths; the target is the source, and
+	// the permissions "rwm", when empty.
+	Devices []runtime.Device `json:"devices,omitempty"`
+	// Mounts, each at a target of its own. They are made in this order, so
+	// one below another comes after it.
+	Mounts []Mount `json:"mounts,omitempty"`
+	// Labels of the container in its runtime, as [Service.Labels]; keys that
+	// begin with "orchestrate." are the agent's.
+	Labels map[string]string `json:"labels,omitempty"`
+	// Terminal gives the process a pseudo-terminal.
+	Terminal bool `json:"terminal,omitempty"`
+
+	// Init containers have no checks: their exit code counts.
 
 	// Startup gates the other checks: until it succeeded they do not run,
 	// and when it fails the container is restarted.
@@ -118,11 +151,12 @@ type Container struct {
 	// Liveness restarts the container when it fails.
 	Liveness *health.Check `json:"liveness,omitempty"`
 
-	// StopSignal is a name such as "SIGTERM" or a number; when empty the
-	// image's, or SIGTERM.
+	// StopSignal is a name such as "SIGTERM" or a number, as [ParseSignal]
+	// reads it; when empty the image's, or SIGTERM.
 	StopSignal string `json:"stopSignal,omitempty"`
 
-	// Logs bounds what is kept of the output on disk.
+	// Logs bounds what is kept of the output on disk; 16 MiB a file and 2
+	// rotated files when 0.
 	Logs runtime.LogLimits `json:"logs,omitzero"`
 }
 
@@ -142,11 +176,13 @@ type Resources struct {
 	CPU    int64 `json:"cpu,omitempty"`
 	Memory int64 `json:"memory,omitempty"`
 	// CPULimit and MemoryLimit are enforced by the kernel; 0 is no limit.
+	// The least are 10, a hundredth of a core, and 6 MiB.
 	CPULimit    int64 `json:"cpuLimit,omitempty"`
 	MemoryLimit int64 `json:"memoryLimit,omitempty"`
 	// Pids limits processes and threads; 0 means 4096, negative none.
 	Pids int64 `json:"pids,omitempty"`
-	// CPUSet pins to cores, such as "0-3,6".
+	// CPUSet pins to cores, in the list format of cpuset(7), such as
+	// "0-3,6".
 	CPUSet string `json:"cpuSet,omitempty"`
 }
 
@@ -161,46 +197,53 @@ const (
 
 // Port is a port that a task listens on.
 type Port struct {
-	// Name is optional and unique in the task.
+	// Name is optional and unique in the task: a DNS label.
 	Name string `json:"name,omitempty"`
 	// Port that the task listens on: 1 to 65535.
 	Port uint16 `json:"port"`
-	// Virtual is the port at the virtual address; Port when 0.
+	// Virtual is the port at the virtual address; Port when 0. It is unique
+	// in the task with its protocol.
 	Virtual uint16 `json:"virtual,omitempty"`
 	// Published is the port on every address of the node; not published
 	// when 0. Two services cannot publish one port and protocol.
 	Published uint16 `json:"published,omitempty"`
 	// HostIP narrows Published to one address of the node.
-	HostIP   string   `json:"hostIP,omitempty"`
+	HostIP string `json:"hostIP,omitempty"`
+	// Protocol is [TCP] when empty.
 	Protocol Protocol `json:"protocol,omitempty"`
 }
 
 // Mount makes storage visible in a container. Exactly one of Volume, Bind and
 // Tmpfs is set.
 type Mount struct {
-	Target string `json:"target"` // absolute path in the container
+	// Target is an absolute path in the container: not the root, nothing
+	// under /proc, and neither /etc/hosts nor /etc/resolv.conf, which DNS
+	// decides.
+	Target string `json:"target"`
 	// Volume is the name of a volume of the service's namespace.
 	Volume string `json:"volume,omitempty"`
 	// Bind is an absolute path on the node, inside a root that the node's
 	// volume driver allows.
 	Bind string `json:"bind,omitempty"`
-	// Tmpfs is memory that vanishes with the container.
-	Tmpfs    *Tmpfs `json:"tmpfs,omitempty"`
-	ReadOnly bool   `json:"readOnly,omitempty"`
+	// Tmpfs is memory that vanishes with the container. It counts towards
+	// the memory limit.
+	Tmpfs *Tmpfs `json:"tmpfs,omitempty"`
+	// ReadOnly refuses writing through this mount.
+	ReadOnly bool `json:"readOnly,omitempty"`
 }
 
 // Tmpfs bounds a memory filesystem.
 type Tmpfs struct {
-	Size int64  `json:"size,omitempty"` // bytes; 0: half of the memory limit of the kernel's default
-	Mode uint32 `json:"mode,omitempty"` // permission bits of its root; 0 means 01777
+	Size int64  `json:"size,omitempty"` // bytes; 0: the kernel's default, half of the node's memory
+	Mode uint32 `json:"mode,omitempty"` // permission bits of its root, in JSON a decimal number; 0 means 01777
 }
 
 // DNS changes name resolution inside a task. By default names are resolved by
 // the networks' own server, which forwards what it does not know.
 type DNS struct {
-	Servers []string            `json:"servers,omitempty"` // addresses asked instead
+	Servers []string            `json:"servers,omitempty"` // addresses asked instead; at most 3
 	Search  []string            `json:"search,omitempty"`  // domains appended to short names
-	Options []string            `json:"options,omitempty"` // of resolv.conf(5)
+	Options []string            `json:"options,omitempty"` // of resolv.conf(5), such as "ndots:2"
 	Hosts   map[string][]string `json:"hosts,omitempty"`   // name to addresses, for /etc/hosts
 }
 
@@ -221,8 +264,8 @@ const (
 type RestartPolicy struct {
 	Condition  RestartCondition `json:"condition,omitempty"`
 	Attempts   int              `json:"attempts,omitempty"`   // 10 when 0; negative: without end
-	Backoff    time.Duration    `json:"backoff,omitempty"`    // 100 ms when 0
-	MaxBackoff time.Duration    `json:"maxBackoff,omitempty"` // 5 min when 0
+	Backoff    time.Duration    `json:"backoff,omitempty"`    // when 0: 100 ms, or MaxBackoff if that is shorter
+	MaxBackoff time.Duration    `json:"maxBackoff,omitempty"` // when 0: 5 min, or Backoff if that is longer
 	Reset      time.Duration    `json:"reset,omitempty"`      // 10 min when 0
 }
 
@@ -235,7 +278,7 @@ type Placement struct {
 	Constraints []string `json:"constraints,omitempty"`
 	// MaxPerNode bounds the service's tasks on one node; 0 is no bound.
 	MaxPerNode int `json:"maxPerNode,omitempty"`
-	// Priority: higher goes first.
+	// Priority: higher goes first; from -1e9 to 1e9.
 	Priority int `json:"priority,omitempty"`
 }
 
@@ -256,14 +299,16 @@ const (
 // UpdatePolicy is how a new revision is rolled out.
 type UpdatePolicy struct {
 	// Parallelism is how many tasks are changed at a time; a quarter of the
-	// replicas, rounded up, when 0.
-	Parallelism int         `json:"parallelism,omitempty"`
-	Order       UpdateOrder `json:"order,omitempty"`
+	// replicas at that time, rounded up, when 0.
+	Parallelism int `json:"parallelism,omitempty"`
+	// Order is [OrderAuto] when empty.
+	Order UpdateOrder `json:"order,omitempty"`
 	// Monitor is how long a new task must stay ready before it counts; 10 s
 	// when 0, none when negative.
 	Monitor time.Duration `json:"monitor,omitempty"`
 	// ProgressDeadline fails the rollout when no further task became ready
-	// for so long, image pulls and placing included; 10 min when 0.
+	// for so long, image pulls and placing included; 10 min when 0. It is
+	// longer than Monitor.
 	ProgressDeadline time.Duration `json:"progressDeadline,omitempty"`
 	// MaxFailures is how many tasks of the new revision may fail in a row
 	// before the rollout does: max(3, half of the replicas) when 0.
@@ -274,10 +319,11 @@ type UpdatePolicy struct {
 type Network struct {
 	// Name is unique in the fleet: a DNS label of at most 32 characters.
 	Name string `json:"name"`
-	// Subnets: at most one IPv4 and one IPv6 prefix. When empty, free ones
-	// are chosen.
+	// Subnets: at most one IPv4 and one IPv6 prefix, of at most 30 and 126
+	// bits. When empty, free ones are chosen.
 	Subnets []string `json:"subnets,omitempty"`
-	// MTU; the driver's default when 0.
+	// MTU from 576, or with IPv6 1280, to 65535; the driver's default when
+	// 0.
 	MTU int `json:"mtu,omitempty"`
 	// Internal networks have no way to the world outside.
 	Internal bool `json:"internal,omitempty"`

@@ -165,6 +165,9 @@ func (c *checks) template(t *Template) {
 	c.volumes(t)
 	if t.Hostname != "" {
 		c.hostname("hostname", t.Hostname, 64)
+		if t.HostNetwork {
+			c.add("hostname", t.Hostname, "contradicts hostNetwork, with which the node's own name is kept; keep one of the two")
+		}
 	}
 	c.dns(&t.DNS)
 	c.restart(&t.Restart)
@@ -250,7 +253,7 @@ func (c *checks) sorted(v reflect.Value) []Problem {
 			if n, ok := order[path]; ok {
 				return n
 			}
-			path = path[:max(strings.LastIndexAny(path, ".["), 0)]
+			path = parent(path)
 		}
 		return len(order) // the whole spec comes last
 	}

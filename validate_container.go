@@ -65,17 +65,18 @@ func (c *checks) count(path string, n, most int64) {
 }
 
 const (
-	// minCPULimit is the kernel's smallest quota, 1 ms in 100 ms.
+	// minCPULimit is the kernel's smallest quota, 1 ms in 100 ms, and maxCPU
+	// what still can be written as one, in microseconds.
 	minCPULimit = 10
-	// minMemoryLimit is below what any container can start in; it is there
-	// to find numbers that were meant as MiB.
-	minMemoryLimit = MiB
+	maxCPU      = math.MaxInt64 / 100
+	// minMemoryLimit is package runtime's.
+	minMemoryLimit = 6 * MiB
 )
 
 func (c *checks) resources(path string, r *Resources) {
-	c.count(path+".cpu", r.CPU, math.MaxInt64)
+	c.count(path+".cpu", r.CPU, maxCPU)
 	c.count(path+".memory", r.Memory, math.MaxInt64)
-	c.count(path+".cpuLimit", r.CPULimit, math.MaxInt64)
+	c.count(path+".cpuLimit", r.CPULimit, maxCPU)
 	c.count(path+".memoryLimit", r.MemoryLimit, math.MaxInt64)
 	if r.CPULimit > 0 && r.CPULimit < minCPULimit {
 		c.add(path+".cpuLimit", r.CPULimit, "is too little; the unit is a thousandth of a core, and the least is %d", minCPULimit)
@@ -122,7 +123,13 @@ func (c *checks) sums(t *Template) {
 	}
 }
 
+const maxMounts = 256
+
 func (c *checks) mounts(path string, mounts []Mount) {
+	if len(mounts) > maxMounts {
+		c.add(path, nil, "are %d; at most %d", len(mounts), maxMounts)
+		return
+	}
 	seen := map[string]string{}
 	for i := range mounts {
 		m, path := &mounts[i], at(path, i)
@@ -132,8 +139,16 @@ func (c *checks) mounts(path string, mounts []Mount) {
 				c.add(path+".target", m.Target, "would hide the image; mount below it")
 			case m.Target == "/proc" || strings.HasPrefix(m.Target, "/proc/"):
 				c.add(path+".target", m.Target, "is inside the kernel's /proc, which runtimes refuse; choose another path")
+			case m.Target == "/etc/hosts" || m.Target == "/etc/resolv.conf":
+				c.add(path+".target", m.Target, "is written by the agent; say with dns what belongs into it")
 			default:
 				c.unique(seen, path+".target", m.Target)
+				for j := range i {
+					if strings.HasPrefix(mounts[j].Target, m.Target+"/") {
+						c.add(path+".target", m.Target, "would hide mounts[%d], which is below it; list it before that", j)
+						break
+					}
+				}
 			}
 		}
 		var kinds []string

@@ -56,7 +56,7 @@ func imageMistake(ref string) string {
 		switch {
 		case part == "":
 			return "has an empty part in its name; write the parts with one slash between them"
-		case strings.ToLower(part) != part:
+		case strings.ToLower(part) != part && isPathPart(strings.ToLower(part)):
 			return fmt.Sprintf("has upper case in its name; write %q", shorten(strings.ToLower(part)))
 		case !isPathPart(part):
 			return fmt.Sprintf("has %q in its name; each part is lower-case letters and digits, separated by one of . _ __ or hyphens", shorten(part))

@@ -15,23 +15,6 @@ import (
 // keysOf returns the keys of m in order.
 func keysOf[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
-// isCapability reports whether s, without CAP_, is in capabilities(7), as of
-// Linux 6.12, or ALL.
-func isCapability(s string) bool {
-	switch s {
-	case "ALL",
-		"AUDIT_CONTROL", "AUDIT_READ", "AUDIT_WRITE", "BLOCK_SUSPEND", "BPF", "CHECKPOINT_RESTORE",
-		"CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "IPC_LOCK", "IPC_OWNER",
-		"KILL", "LEASE", "LINUX_IMMUTABLE", "MAC_ADMIN", "MAC_OVERRIDE", "MKNOD", "NET_ADMIN",
-		"NET_BIND_SERVICE", "NET_BROADCAST", "NET_RAW", "PERFMON", "SETFCAP", "SETGID", "SETPCAP",
-		"SETUID", "SYSLOG", "SYS_ADMIN", "SYS_BOOT", "SYS_CHROOT", "SYS_MODULE", "SYS_NICE",
-		"SYS_PACCT", "SYS_PTRACE", "SYS_RAWIO", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG",
-		"WAKE_ALARM":
-		return true
-	}
-	return false
-}
-
 func (c *checks) security(path string, s *runtime.Security) {
 	seen := map[string]string{}
 	for _, l := range []struct {
@@ -39,8 +22,8 @@ func (c *checks) security(path string, s *runtime.Security) {
 		list []string
 	}{{path + ".capAdd", s.CapAdd}, {path + ".capDrop", s.CapDrop}} {
 		for i, name := range l.list {
-			bare := strings.TrimPrefix(name, "CAP_")
-			if !isCapability(bare) {
+			bare, err := runtime.Capability(name)
+			if err != nil {
 				c.add(at(l.path, i), name, "is not a capability; see capabilities(7), such as \"NET_ADMIN\", or \"ALL\"")
 				continue
 			}
@@ -87,8 +70,8 @@ func (c *checks) ulimits(path string, ulimits []runtime.Ulimit) {
 }
 
 // sysctlMistake refuses sysctls that belong to the node and not to a
-// namespace of the container; "" when there is no mistake. These are the ones
-// that runc allows.
+// namespace of the container, as package runtime does; "" when there is no
+// mistake.
 func sysctlMistake(key string, hostNetwork bool) string {
 	for part := range strings.SplitSeq(key, ".") {
 		if part == "" || !only(part, func(b byte) bool { return isAlnum(b) || b == '_' || b == '-' }) {
@@ -98,8 +81,8 @@ func sysctlMistake(key string, hostNetwork bool) string {
 	switch key {
 	case "kernel.hostname":
 		return "is set by hostname; use that"
-	case "kernel.domainname", "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem",
-		"kernel.shmall", "kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced":
+	case "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall",
+		"kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced":
 		return ""
 	}
 	switch {
@@ -111,7 +94,7 @@ func sysctlMistake(key string, hostNetwork bool) string {
 		}
 		return ""
 	}
-	return "belongs to the whole node; a container can have net.*, fs.mqueue.*, kernel.domainname, kernel.msg*, kernel.sem and kernel.shm* of its own"
+	return "belongs to the whole node; a container can have net.*, fs.mqueue.*, kernel.msg*, kernel.sem and kernel.shm* of its own"
 }
 
 // taskSysctls checks a container's sysctls. Those of the network are the whole

@@ -129,22 +129,6 @@ func (c *checks) address(at, s string) (netip.Addr, bool) {
 	return addr, err == nil
 }
 
-// splitName takes "web" or "namespace/web" apart. The error is a
-// [*ValidationError].
-func splitName(name string) (namespace, service string, err error) {
-	namespace, service, ok := strings.Cut(name, "/")
-	if !ok {
-		namespace, service = DefaultNamespace, name
-	}
-	var c checks
-	c.label("namespace", namespace, 63)
-	c.label("name", service, 63)
-	if len(c.problems) > 0 {
-		return "", "", &ValidationError{Object: "service name " + strconv.Quote(shorten(name)), Problems: c.problems}
-	}
-	return namespace, service, nil
-}
-
 func only(s string, ok func(b byte) bool) bool {
 	for i := range len(s) {
 		if !ok(s[i]) {

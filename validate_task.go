@@ -1,12 +1,16 @@
 package orchestrate
 
 import (
+	"errors"
+	"fmt"
 	"math"
 	"net/netip"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/orchestrate-go/orchestrate/scheduler"
 )
 
 // What the containers of a task share: networks, ports, volumes, name
@@ -106,21 +110,28 @@ func (c *checks) published(path string, p *Port, seen map[string][]publication) 
 			c.add(path+".hostIP", p.HostIP, "narrows a published port, but none is; set published or remove it")
 			return
 		}
-		if host = host.Unmap(); host.IsUnspecified() {
-			host = netip.Addr{} // every address
-		}
+		host = host.Unmap()
 	}
 	if p.Published == 0 {
 		return
 	}
 	key := strconv.Itoa(int(p.Published)) + "/" + string(p.Protocol)
 	for _, other := range seen[key] {
-		if !host.IsValid() || !other.host.IsValid() || host == other.host {
+		if overlap(host, other.host) {
 			c.add(path+".published", p.Published, "is published twice with %s, first at %s; publish one of them on another port or address", p.Protocol, other.path)
 			break
 		}
 	}
 	seen[key] = append(seen[key], publication{path + ".published", host})
+}
+
+// overlap reports whether two host addresses of published ports, the invalid
+// one meaning all, have one in common.
+func overlap(a, b netip.Addr) bool {
+	if !a.IsValid() || !b.IsValid() {
+		return true
+	}
+	return a == b || a.Is4() == b.Is4() && (a.IsUnspecified() || b.IsUnspecified())
 }
 
 func (c *checks) volumes(t *Template) {
@@ -140,8 +151,10 @@ func (c *checks) volumes(t *Template) {
 		if v.Name != "" && !mounted[v.Name] {
 			c.add(path+".name", v.Name, "is declared, but no container mounts it; mount it or remove it")
 		}
-		if v.Size < 0 {
-			c.add(path+".size", v.Size, "is negative; give bytes, or 0 for no limit")
+		for _, p := range v.Validate() {
+			if p.Field != "name" {
+				c.add(path+"."+p.Field, nil, "%s", p.Reason)
+			}
 		}
 		c.labels(path+".labels", v.Labels, false)
 	}
@@ -224,9 +237,15 @@ func (c *checks) placement(p *Placement) {
 }
 
 func (c *checks) constraint(path, s string) {
-	if strings.TrimSpace(s) == "" {
-		c.add(path, nil, "is empty; write such as \"node.labels.zone == eu\"")
+	_, err := scheduler.ParseConstraint(s)
+	if err == nil {
+		return
 	}
+	reason := err.Error()
+	if e, ok := errors.AsType[*scheduler.ParseError](err); ok {
+		reason = fmt.Sprintf("at byte %d, give %s", e.Offset, e.Want)
+	}
+	c.add(path, s, "is not a constraint such as \"node.labels.zone == eu\": %s", reason)
 }
 
 // Validate checks n and returns nil or a [*ValidationError] that names every

@@ -36,6 +36,9 @@ func at(path string, i int) string { return path + "[" + strconv.Itoa(i) + "]" }
 // atKey is the path of an entry of the map at path.
 func atKey(path, key string) string { return path + "[" + strconv.Quote(shorten(key)) + "]" }
 
+// parent is the path that path is in, or one that does not exist.
+func parent(path string) string { return path[:max(strings.LastIndexAny(path, ".["), 0)] }
+
 // mapKey is a key of a map with string keys.
 type mapKey struct {
 	name string
