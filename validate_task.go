@@ -117,7 +117,7 @@ func (c *checks) published(path string, p *Port, seen map[string][]publication) 
 	}
 	key := strconv.Itoa(int(p.Published)) + "/" + string(p.Protocol)
 	for _, other := range seen[key] {
-		if overlap(host, other.host) {
+		if sharedHost(host, other.host) {
 			c.add(path+".published", p.Published, "is published twice with %s, first at %s; publish one of them on another port or address", p.Protocol, other.path)
 			break
 		}
@@ -125,9 +125,9 @@ func (c *checks) published(path string, p *Port, seen map[string][]publication) 
 	seen[key] = append(seen[key], publication{path + ".published", host})
 }
 
-// overlap reports whether two host addresses of published ports, the invalid
+// sharedHost reports whether two host addresses of published ports, the invalid
 // one meaning all, have one in common.
-func overlap(a, b netip.Addr) bool {
+func sharedHost(a, b netip.Addr) bool {
 	if !a.IsValid() || !b.IsValid() {
 		return true
 	}
