@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/orchestrate-go/orchestrate/network"
 	"github.com/orchestrate-go/orchestrate/scheduler"
 )
 
@@ -79,6 +80,11 @@ type Network struct {
 	Virtual []netip.Prefix `json:"virtual"`
 }
 
+// Driver is the network as its driver takes it.
+func (n Network) Driver() network.Network {
+	return network.Network{Name: n.Name, Subnets: n.Subnets, MTU: n.MTU, Internal: n.Internal, Options: n.Options}
+}
+
 // Node is what an agent says of its machine.
 type Node struct {
 	scheduler.Node
@@ -110,6 +116,9 @@ type Task struct {
 	Template json.RawMessage `json:"template"`
 	// Request is what the scheduler set aside for it.
 	Request scheduler.Request `json:"request"`
+	// Frontend is whether the service has ports, and so a Frontend record
+	// without which the task cannot be reached.
+	Frontend bool `json:"frontend,omitempty"`
 	// Stop, when set, tells the agent to stop the task. It is never unset.
 	Stop *Stop `json:"stop,omitempty"`
 }
@@ -281,6 +290,14 @@ type Rollout struct {
 
 	// Slots holds the back-off of slots whose tasks failed.
 	Slots map[int]Slot `json:"slots,omitempty"`
+
+	// Best and Settled are how far it has got at most, which is what makes it
+	// end: Progressed moves only when Best grows, Failures are forgiven only
+	// when Settled does, and both are bounded. Settled counts new tasks that
+	// have stayed ready; Best adds those that are ready and takes away those
+	// that have to go.
+	Best    int `json:"best"`
+	Settled int `json:"settled"`
 }
 
 // Slot remembers the failures of a slot's tasks, so that its next is started
@@ -289,6 +306,7 @@ type Slot struct {
 	Failures int       `json:"failures"`
 	Last     time.Time `json:"last"`
 	Node     string    `json:"node"` // where it failed last
+	Task     string    `json:"task"` // the ID of the last one, which is counted once
 }
 
 // Why a rollout failed.
@@ -296,4 +314,7 @@ const (
 	WhyDeadline = "progress-deadline" // no further task became ready in time
 	WhyFailures = "task-failures"     // too many tasks failed
 	WhyCapacity = "no-capacity"       // tasks could not be placed in time
+	WhyNetwork  = "no-network"        // a network that it wants does not exist
+	WhyAddress  = "no-address"        // a network has no virtual address left
+	WhySpec     = "bad-spec"          // the record cannot be read or placed by any rule
 )

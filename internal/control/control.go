@@ -1,0 +1,233 @@
+package control
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/orchestrate-go/orchestrate/internal/record"
+	"github.com/orchestrate-go/orchestrate/store"
+)
+
+// Options are what a Loop needs. Store, ID, Scheduler and Decode must be given.
+type Options struct {
+	Store store.Store
+	// ID names this candidate for the leadership; no other may have it.
+	ID        string
+	Scheduler Placer
+	// Decode makes a Workload of a service's record; see Config.
+	Decode func(namespace, name string, rec record.Service) (Workload, error)
+	// Logger gets what the planner decides; nil logs nothing.
+	Logger *slog.Logger
+	// LeaseTTL is for how long a dead leader is missed at most; 0 is 10 s.
+	LeaseTTL time.Duration
+	// LostAfter is how long a node may be silent before its tasks are
+	// replaced, and how long a new leader waits before it believes any node
+	// to be lost; 0 is DefaultLostAfter.
+	LostAfter time.Duration
+	// Observe, when not nil, is called with each Event once it is committed,
+	// in order, from the goroutine of Run: it must not block.
+	Observe func(Event)
+}
+
+// OptionError is an option that is missing or wrong.
+type OptionError struct{ Option, Reason string }
+
+func (e *OptionError) Error() string { return fmt.Sprintf("control: option %s %s", e.Option, e.Reason) }
+
+// Loop makes the store's specs true, while it leads.
+type Loop struct {
+	opts   Options
+	log    *slog.Logger
+	config Config
+}
+
+// New returns a loop that Run starts. The error is an *OptionError.
+func New(opts Options) (*Loop, error) {
+	switch {
+	case opts.Store == nil:
+		return nil, &OptionError{"Store", "is missing"}
+	case opts.ID == "":
+		return nil, &OptionError{"ID", "is empty; want a name that no other candidate has"}
+	case opts.Scheduler == nil:
+		return nil, &OptionError{"Scheduler", "is missing"}
+	case opts.Decode == nil:
+		return nil, &OptionError{"Decode", "is missing"}
+	case opts.LeaseTTL < 0:
+		return nil, &OptionError{"LeaseTTL", fmt.Sprintf("is %v; want more than 0", opts.LeaseTTL)}
+	case opts.LostAfter < 0:
+		return nil, &OptionError{"LostAfter", fmt.Sprintf("is %v; want more than 0", opts.LostAfter)}
+	}
+	opts.LeaseTTL = cmp.Or(opts.LeaseTTL, 10*time.Second)
+	opts.LostAfter = cmp.Or(opts.LostAfter, DefaultLostAfter)
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Loop{
+		opts:   opts,
+		log:    opts.Logger.With("candidate", opts.ID),
+		config: Config{Decode: opts.Decode, Place: opts.Scheduler, LostAfter: opts.LostAfter},
+	}, nil
+}
+
+// The pauses after errors of the store that may pass.
+const (
+	firstPause = 100 * time.Millisecond
+	maxPause   = 5 * time.Second
+)
+
+// Run campaigns, leads while it can, and campaigns again when it was deposed.
+// It blocks until ctx ends, and then resigns and returns nil; or until the
+// store is closed, which it returns. Other errors of the store may pass: it
+// tries again.
+func (l *Loop) Run(ctx context.Context) error {
+	election := store.Election{Store: l.opts.Store, Key: record.Leader, ID: l.opts.ID, TTL: l.opts.LeaseTTL}
+	pause := firstPause
+	for {
+		led, err := l.term(ctx, election)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, store.ErrClosed):
+			return fmt.Errorf("control: %w", err)
+		case errors.Is(err, store.ErrDeposed) || errors.Is(err, store.ErrConflict):
+			l.log.Warn("deposed", "reason", err)
+		default:
+			l.log.Error("store", "error", err, "pause", pause)
+		}
+		if led {
+			pause = firstPause
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, maxPause)
+	}
+}
+
+// term is one leadership, from the campaign for it to its end. Led reports
+// whether anything was planned in it.
+func (l *Loop) term(ctx context.Context, election store.Election) (led bool, err error) {
+	leadership, err := election.Campaign(ctx)
+	if err != nil {
+		return false, err
+	}
+	l.log.Info("leading", "term", leadership.Fence().Revision)
+	defer func() {
+		resign, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.opts.LeaseTTL)
+		defer cancel()
+		if e := leadership.Resign(resign); e != nil {
+			err = errors.Join(err, e) // the lease runs out by itself
+		}
+	}()
+	ctx, cancel := leadership.Context(ctx)
+	defer cancel()
+	led, err = l.lead(ctx, leadership.Fence())
+	if ended := leadership.Err(); ended != nil {
+		err = ended
+	}
+	return led, err
+}
+
+// lead plans and commits until something fails or ctx ends.
+func (l *Loop) lead(ctx context.Context, fence store.Condition) (led bool, err error) {
+	now := newClock()
+	ctx, cancel := context.WithCancel(ctx)
+	snapshot, err := l.opts.Store.List(ctx, "")
+	if err != nil {
+		cancel()
+		return false, fmt.Errorf("load: %w", err)
+	}
+	batches, err := l.opts.Store.Watch(ctx, "", snapshot.Revision)
+	if err != nil {
+		cancel()
+		return false, fmt.Errorf("watch: %w", err)
+	}
+	queue := newQueue(batches)
+	defer queue.wait()
+	defer cancel()
+
+	state := NewState(l.config)
+	state.Load(snapshot, now())
+	committed := state.Revision()
+	wake := time.NewTimer(time.Hour)
+	defer wake.Stop()
+	for {
+		// What was committed must have come back before it can be planned on.
+		if state.Revision() >= committed {
+			plan := state.Plan(now())
+			revision, err := l.commit(ctx, fence, plan.Writes)
+			if err != nil {
+				return led, err
+			}
+			committed, led = max(committed, revision), true
+			l.tell(plan.Events)
+			wake.Stop()
+			if !plan.Wake.IsZero() {
+				wake.Reset(plan.Wake.Sub(now()))
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return led, context.Cause(ctx)
+		case <-wake.C:
+		case <-queue.ready:
+			arrived, open := queue.take()
+			for _, b := range arrived {
+				if b.Err != nil {
+					return led, fmt.Errorf("watch: %w", b.Err)
+				}
+				state.Apply(b, now())
+			}
+			if !open {
+				return led, fmt.Errorf("watch: %w", cmp.Or(context.Cause(ctx), store.ErrClosed))
+			}
+		}
+	}
+}
+
+// newClock returns a clock that does not go backwards, and does not jump when
+// the machine's is set. It tells the wall time in UTC, for records.
+func newClock() func() time.Time {
+	start := time.Now()
+	return func() time.Time { return start.Add(time.Since(start)).Round(0).UTC() }
+}
+
+// tell logs events and hands them to the observer.
+func (l *Loop) tell(events []Event) {
+	for _, e := range events {
+		level := slog.LevelInfo
+		switch e.Kind {
+		case TaskFailed, TaskUnplaced, RolloutStopped, NodeLost, RecordIgnored:
+			level = slog.LevelWarn
+		case TaskDeleted, FrontendChanged:
+			level = slog.LevelDebug
+		}
+		l.log.Log(context.Background(), level, string(e.Kind), "event", e)
+		if l.opts.Observe != nil {
+			l.opts.Observe(e)
+		}
+	}
+}
+
+// LogValue is e without what is empty.
+func (e Event) LogValue() slog.Value {
+	var attrs []slog.Attr
+	for _, a := range []slog.Attr{
+		slog.String("namespace", e.Namespace), slog.String("service", e.Service), slog.String("task", e.Task),
+		slog.String("node", e.Node), slog.String("reason", e.Reason), slog.String("message", e.Message),
+	} {
+		if a.Value.String() != "" {
+			attrs = append(attrs, a)
+		}
+	}
+	if e.Revision != 0 {
+		attrs = append(attrs, slog.Int64("revision", e.Revision))
+	}
+	return slog.GroupValue(attrs...)
+}

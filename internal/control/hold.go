@@ -1,0 +1,101 @@
+package control
+
+import "github.com/orchestrate-go/orchestrate/internal/record"
+
+// hold is what is done for a service whose rollout failed because of its
+// template: nothing more of it is started, and what serves goes on serving.
+//
+// A task that had proved itself is replaced by a copy when it ends, when its
+// node is lost or is to be left, whichever template it is of: copies are made
+// from its own record, so old tasks stay old. A task that never proved itself
+// is not replaced. Nothing that runs is stopped: tasks that struggle may yet
+// recover, and show whoever looks what is wrong. A replica that had already
+// given up its old task stays away until the next Apply.
+//
+// The alternative, to go on trying, would be a rollout that has not failed; to
+// undo it is a decision of its own.
+//
+// The record of a task that ended is kept until its copy has a place. So the
+// demand is in the store, as that of a spec is.
+func (v *view) hold() {
+	budget := v.work.Update.Parallelism
+	for _, t := range v.tasks {
+		if t.live() && t.node.leaving() && v.heir(t) != nil {
+			budget--
+		}
+	}
+	for _, t := range v.tasks {
+		heir := v.heir(t)
+		switch {
+		case t.over() || t.lost():
+			if v.proven(t) && !dismissed(t) && heir == nil {
+				v.startIn(t.rec.Slot, t)
+			} else if t.over() || t.node.rec == nil {
+				v.removes = append(v.removes, t)
+			} else if heir != nil {
+				v.stop(t, record.ReasonNodeLost)
+			}
+		case !t.live():
+		case heir != nil && !t.node.leaving():
+			// Both run: the older one was lost, and returned.
+			if v.better(t, heir) {
+				v.stop(heir, record.ReasonScaled)
+			} else {
+				v.stop(t, record.ReasonScaled)
+			}
+		case !t.node.leaving():
+			v.settles(t)
+		case !v.proven(t), heir != nil && v.settles(heir):
+			v.stop(t, record.ReasonDrained)
+		case heir == nil && budget > 0:
+			budget--
+			if v.work.Update.StopFirst {
+				v.stop(t, record.ReasonDrained)
+			} else {
+				v.startIn(t.rec.Slot, t)
+			}
+		}
+	}
+}
+
+// heir is the task that has taken t's place, if there is one: a later one of
+// the same slot and template.
+func (v *view) heir(t *task) *task {
+	for _, h := range v.slot(t.rec.Slot).tasks {
+		if h != t && h.live() && !h.node.leaving() && h.rec.Hash == t.rec.Hash && h.rec.Created.After(t.rec.Created) {
+			return h
+		}
+	}
+	return nil
+}
+
+// dismissed reports whether t is not to have a successor.
+func dismissed(t *task) bool {
+	return t.rec.Stop != nil && t.rec.Stop.Reason != record.ReasonDrained && t.rec.Stop.Reason != record.ReasonNodeLost
+}
+
+// proven reports whether t was worth keeping up: it has served, and, if it is
+// of the template that failed, for as long as one must to count.
+func (v *view) proven(t *task) bool {
+	if !everReady(t) {
+		return false
+	}
+	if t.rec.Hash != v.work.Hash {
+		return true
+	}
+	until := v.now
+	if t.over() {
+		until = t.status.Since
+	}
+	return until.Sub(t.status.Ready) >= v.work.Update.Monitor
+}
+
+// fillUp is what is done for a service whose rollout failed for want of room or
+// of a network: nothing is wrong with its template, so missing replicas are
+// started whenever that becomes possible. Tasks of older templates are left
+// alone. The rollout stays failed: its result has been told.
+func (v *view) fillUp() {
+	v.anyTemplate = true
+	v.survey()
+	v.converge()
+}

@@ -1,0 +1,180 @@
+package control
+
+import (
+	"encoding/json"
+	"maps"
+	"time"
+
+	"github.com/orchestrate-go/orchestrate/internal/record"
+	"github.com/orchestrate-go/orchestrate/store"
+)
+
+// node is a machine. It has an entry as long as there is a record or a task.
+type node struct {
+	id    string
+	rec   *record.Node // nil when it was deleted
+	spec  record.NodeSpec
+	alive bool
+	// silent says that it was not alive for LostAfter.
+	silent bool
+	tasks  map[*task]struct{}
+	timer  timer
+}
+
+// lost reports whether the node's tasks are to be replaced.
+func (n *node) lost() bool { return n.rec == nil || n.silent }
+
+// leaving reports whether the node is to have no tasks.
+func (n *node) leaving() bool { return n.spec.Drain }
+
+func (s *State) node(id string) *node {
+	if n := s.nodes[id]; n != nil {
+		return n
+	}
+	n := &node{id: id, tasks: map[*task]struct{}{}}
+	n.timer.due = func() { s.silence(n) }
+	s.nodes[id] = n
+	return n
+}
+
+func (s *State) forgetNode(n *node) {
+	if n.rec == nil && !n.alive && len(n.tasks) == 0 && !n.spec.Drain && !n.spec.Cordoned && n.spec.Labels == nil && n.spec.Taints == nil {
+		delete(s.nodes, n.id)
+		s.timers.set(&n.timer, time.Time{})
+	}
+}
+
+// markTasks has the services looked at that have tasks on n.
+func (s *State) markTasks(n *node) {
+	for t := range n.tasks {
+		s.mark(t.service)
+	}
+}
+
+// feed has the services looked at that lack a place: there may be one now.
+func (s *State) feed() {
+	for svc := range s.hungry {
+		s.mark(svc)
+	}
+}
+
+func (s *State) changeNode(id string, c store.Change) error {
+	n := s.node(id)
+	if c.Deleted {
+		if n.rec != nil {
+			n.rec = nil
+			s.timers.set(&n.timer, time.Time{})
+			n.silent = false
+			_, _ = s.cluster.RemoveNode(id) // it is there, or never was valid
+			s.markTasks(n)
+			s.see(Event{Kind: NodeLost, Node: id, Reason: record.ReasonNodeLost, Message: "its record was deleted"})
+		}
+		s.forgetNode(n)
+		return nil
+	}
+	var rec record.Node
+	if err := json.Unmarshal(c.Item.Value, &rec); err != nil {
+		return err
+	}
+	rec.ID = id
+	known := n.rec != nil
+	n.rec = &rec
+	if err := s.offer(n); err != nil {
+		return err
+	}
+	if !known {
+		for t := range n.tasks {
+			s.bind(t)
+		}
+		s.markTasks(n)
+		s.watchSilence(n)
+	}
+	return nil
+}
+
+func (s *State) changeNodeSpec(id string, c store.Change) error {
+	n := s.node(id)
+	var spec record.NodeSpec
+	if !c.Deleted {
+		if err := json.Unmarshal(c.Item.Value, &spec); err != nil {
+			return err
+		}
+	}
+	moved := spec.Drain != n.spec.Drain
+	n.spec = spec
+	if moved {
+		s.markTasks(n)
+	}
+	if n.rec == nil {
+		s.forgetNode(n)
+		return nil
+	}
+	return s.offer(n)
+}
+
+func (s *State) changeAlive(id string, alive bool) {
+	n := s.node(id)
+	if n.alive == alive {
+		return
+	}
+	n.alive = alive
+	if n.silent {
+		s.see(Event{Kind: NodeReturned, Node: id})
+	}
+	n.silent = false
+	s.watchSilence(n)
+	s.markTasks(n)
+	if n.rec != nil {
+		_ = s.offer(n) // the same record was accepted before
+	}
+	s.forgetNode(n)
+}
+
+// watchSilence sets the timer that makes n lost.
+func (s *State) watchSilence(n *node) {
+	if n.alive || n.rec == nil {
+		s.timers.set(&n.timer, time.Time{})
+		return
+	}
+	s.timers.set(&n.timer, s.now.Add(s.config.LostAfter))
+}
+
+func (s *State) silence(n *node) {
+	n.silent = true
+	s.see(Event{Kind: NodeLost, Node: n.id, Reason: record.ReasonNodeLost, Message: "silent for " + s.config.LostAfter.String()})
+	s.markTasks(n)
+}
+
+// offer tells the scheduler what n is and what the application wants of it.
+func (s *State) offer(n *node) error {
+	spec := n.rec.Node
+	spec.Ready = n.alive
+	spec.Paused = spec.Paused || n.spec.Cordoned
+	spec.Drained = spec.Drained || n.spec.Drain
+	if len(n.spec.Labels) > 0 {
+		labels := maps.Clone(spec.Labels)
+		if labels == nil {
+			labels = map[string]string{}
+		}
+		maps.Copy(labels, n.spec.Labels)
+		spec.Labels = labels
+	}
+	spec.Taints = append(spec.Taints[:len(spec.Taints):len(spec.Taints)], n.spec.Taints...)
+	s.feed()
+	return s.cluster.SetNode(spec)
+}
+
+// bind tells the scheduler what t takes. Whatever cannot be bound, because its
+// node is gone, takes nothing.
+func (s *State) bind(t *task) {
+	if !t.over() {
+		_ = s.cluster.Bind(t.rec.ID, t.rec.Node, &t.rec.Request)
+	}
+}
+
+// release gives back what t took, if it has not been given back already.
+func (s *State) release(t *task) {
+	if s.cluster.Release(t.rec.ID) == nil {
+		s.feed()
+	}
+}

@@ -1,0 +1,120 @@
+package control
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/orchestrate-go/orchestrate/internal/record"
+	"github.com/orchestrate-go/orchestrate/scheduler"
+)
+
+// Placer decides where tasks go. A *scheduler.Scheduler is one. It must be
+// pure: the same cluster and requests, the same decisions.
+type Placer interface {
+	Place(*scheduler.Cluster, []scheduler.Request) ([]scheduler.Decision, error)
+}
+
+// placement is what became of the starts of one service.
+type placement struct {
+	tasks    []record.Task
+	unplaced string // why the others have no place; empty when all have one
+	invalid  error  // the request itself is wrong: waiting does not help
+}
+
+// place finds nodes for the starts of v, whole groups of replicas at once.
+func (s *State) place(v *view) placement {
+	var p placement
+	if len(v.starts) == 0 {
+		return p
+	}
+	if v.blocked != nil {
+		p.unplaced = v.blocked.message
+		return p
+	}
+	var reqs []scheduler.Request
+	for _, group := range groups(v.starts) {
+		reqs = append(reqs, s.request(v, group))
+	}
+	decisions, err := s.config.Place.Place(s.cluster, reqs)
+	if err != nil {
+		p.unplaced, p.invalid = err.Error(), err
+		return p
+	}
+	for i, group := range groups(v.starts) {
+		d := &decisions[i]
+		if err := d.Err(); err != nil && p.unplaced == "" {
+			p.unplaced = err.Error()
+		}
+		for k, id := range d.Tasks {
+			st := group[slices.Index(reqs[i].Tasks, id)]
+			p.tasks = append(p.tasks, v.task(st, id, d.Nodes[k]))
+		}
+	}
+	slices.SortFunc(p.tasks, func(a, b record.Task) int { return cmp.Compare(a.Slot, b.Slot) })
+	return p
+}
+
+// groups splits starts into those that ask for the same: all that follow the
+// spec and avoid the same node. Copies come one by one.
+func groups(starts []start) [][]start {
+	starts = slices.Clone(starts)
+	slices.SortStableFunc(starts, func(a, b start) int {
+		if (a.from == nil) != (b.from == nil) {
+			if a.from == nil {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Compare(a.avoid, b.avoid)
+	})
+	var out [][]start
+	for first := 0; first < len(starts); {
+		end := first + 1
+		for end < len(starts) && starts[first].from == nil && starts[end].from == nil && starts[end].avoid == starts[first].avoid {
+			end++
+		}
+		out = append(out, starts[first:end])
+		first = end
+	}
+	return out
+}
+
+// request is what a group of starts asks of the scheduler.
+func (s *State) request(v *view, group []start) scheduler.Request {
+	r := v.work.Request
+	if from := group[0].from; from != nil {
+		r = from.rec.Request
+	}
+	r.Namespace, r.Service, r.Count = v.work.Namespace, v.work.Name, len(group)
+	r.Tasks = make([]string, len(group))
+	for i, st := range group {
+		r.Tasks[i] = s.newID(v.work, st.slot)
+	}
+	if avoid := group[0].avoid; avoid != "" {
+		r.Avoid = []string{avoid}
+	}
+	return r
+}
+
+func (s *State) newID(w *Workload, slot int) string {
+	for salt := 0; ; salt++ {
+		if id := taskID(w.Namespace, w.Name, slot, s.revision, salt); s.ids[id] == 0 {
+			return id
+		}
+	}
+}
+
+// task is the record of a start that got a node.
+func (v *view) task(st start, id, node string) record.Task {
+	t := record.Task{
+		Revision: v.work.Revision, Hash: v.work.Hash, Template: v.work.Template, Request: v.work.Request,
+	}
+	if st.from != nil {
+		t = st.from.rec
+	}
+	t.ID, t.Node, t.Slot = id, node, st.slot
+	t.Namespace, t.Service = v.work.Namespace, v.work.Name
+	t.Created, t.Stop = v.now, nil
+	t.Request.Count, t.Request.Tasks, t.Request.Avoid, t.Request.Failures = 1, nil, nil, nil
+	return t
+}

@@ -1,0 +1,214 @@
+package control
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/orchestrate-go/orchestrate/internal/record"
+	"github.com/orchestrate-go/orchestrate/store"
+)
+
+// Plan is what is to be done.
+type Plan struct {
+	// Writes make the decisions true. Committed in this order, in transactions
+	// of any size, each prefix of them leaves a state from which the next plan
+	// comes to the same end.
+	Writes []store.Write
+	// Events say what was decided, and seen, and why.
+	Events []Event
+	// Wake is when to plan again if nothing changes before; zero is never.
+	Wake time.Time
+}
+
+// Plan decides about all services that something has changed for since the
+// last Plan, and costs nothing for the others. The state then expects to see
+// the writes by Apply before it is planned again; if they cannot be committed,
+// it is void.
+func (s *State) Plan(now time.Time) Plan {
+	s.now = now
+	s.timers.expire(now)
+	p := Plan{Events: s.events}
+	s.events = nil
+	for _, svc := range s.inOrder() {
+		s.plan(svc, &p)
+	}
+	clear(s.dirty)
+	p.Wake = s.timers.next()
+	return p
+}
+
+// inOrder returns the services to be planned, the more important ones first:
+// they get the room there is.
+func (s *State) inOrder() []*service {
+	return slices.SortedFunc(maps.Keys(s.dirty), func(a, b *service) int {
+		return cmp.Or(cmp.Compare(b.work.Request.Priority, a.work.Request.Priority), cmp.Compare(a.key, b.key))
+	})
+}
+
+func (s *State) plan(svc *service, p *Plan) {
+	s.timers.set(&svc.timer, time.Time{})
+	delete(s.hungry, svc)
+	if svc.spec == 0 {
+		s.remove(svc, p)
+		return
+	}
+	frontend, blocked := s.front(svc)
+	v := &view{work: &svc.work, spec: svc.spec, created: svc.created, tasks: svc.tasks, blocked: blocked, now: s.now}
+	if svc.rollout != nil {
+		v.rollout = *svc.rollout
+	}
+	v.decide()
+	placed := s.place(v)
+	switch {
+	case placed.invalid != nil && v.rollout.State == record.Progressing:
+		v.rollout.State, v.rollout.Ended = record.RolloutFailed, s.now
+		v.rollout.Reason, v.rollout.Message = record.WhySpec, placed.unplaced
+	case placed.unplaced != "":
+		s.hungry[svc] = struct{}{}
+	}
+	v.rollout.Unplaced = placed.unplaced
+	s.timers.set(&svc.timer, v.wake)
+
+	w := &writer{plan: p, service: svc, now: s.now}
+	w.frontend(frontend)
+	w.rollout(&v.rollout, svc.rollout)
+	for i := range v.failed {
+		w.failed(v.failed[i])
+	}
+	for i := range placed.tasks {
+		w.place(&placed.tasks[i])
+	}
+	for _, st := range v.stops {
+		w.stop(st)
+	}
+	for _, t := range v.removes {
+		w.remove(t)
+	}
+}
+
+// remove plans a service whose record is gone: its tasks stop, and when the
+// last is over what was derived from the record goes too.
+func (s *State) remove(svc *service, p *Plan) {
+	w := &writer{plan: p, service: svc, now: s.now}
+	if len(svc.tasks) == 0 {
+		if svc.frontend != nil || svc.frontendRaw != nil {
+			w.delete(record.Frontends + svc.key)
+		}
+		if svc.rollout != nil {
+			w.delete(record.Rollouts + svc.key)
+		}
+		w.event(Event{Kind: ServiceRemoved, Reason: record.ReasonRemoved})
+		return
+	}
+	for _, t := range svc.tasks {
+		switch {
+		case t.over(), t.lost() && t.node.rec == nil:
+			w.remove(t)
+		case t.rec.Stop == nil:
+			w.stop(stop{t, record.ReasonRemoved})
+		}
+	}
+}
+
+// writer turns decisions about one service into writes and events.
+type writer struct {
+	plan    *Plan
+	service *service
+	now     time.Time
+}
+
+func (w *writer) event(e Event) {
+	e.At, e.Namespace, e.Service = w.now, w.service.namespace, w.service.name
+	w.plan.Events = append(w.plan.Events, e)
+}
+
+func (w *writer) put(key string, value any) {
+	w.plan.Writes = append(w.plan.Writes, store.Put(key, encode(value)))
+}
+
+func (w *writer) delete(key string) {
+	w.plan.Writes = append(w.plan.Writes, store.Delete(key))
+}
+
+// encode is JSON. The records are plain data, of which nothing can fail: their
+// raw parts came out of a JSON document.
+func encode(value any) []byte {
+	data, err := json.Marshal(value)
+	if err != nil {
+		panic(fmt.Sprintf("control: encode %T: %v", value, err))
+	}
+	return data
+}
+
+func (w *writer) frontend(f *record.Frontend) {
+	svc := w.service
+	switch {
+	case f == nil && svc.frontend != nil:
+		w.delete(record.Frontends + svc.key)
+	case f == nil:
+		return
+	default:
+		data := encode(f)
+		if bytes.Equal(data, svc.frontendRaw) {
+			return
+		}
+		w.plan.Writes = append(w.plan.Writes, store.Put(record.Frontends+svc.key, data))
+	}
+	w.event(Event{Kind: FrontendChanged, Revision: svc.work.Revision})
+}
+
+func (w *writer) rollout(r, old *record.Rollout) {
+	data := encode(r)
+	if bytes.Equal(data, w.service.rolloutRaw) {
+		return
+	}
+	w.plan.Writes = append(w.plan.Writes, store.Put(record.Rollouts+w.service.key, data))
+	began := old == nil || old.Spec != r.Spec
+	e := Event{Revision: r.Revision}
+	if began {
+		e.Kind = RolloutStarted
+		w.event(e)
+	}
+	if r.Unplaced != "" && (old == nil || old.Unplaced != r.Unplaced) {
+		e.Kind, e.Message = TaskUnplaced, r.Unplaced
+		w.event(e)
+	}
+	if r.State != record.Progressing && (began || old.State != r.State) {
+		e.Kind, e.Reason, e.Message, e.Failure = RolloutSucceeded, r.Reason, r.Message, r.Failure
+		if r.State == record.RolloutFailed {
+			e.Kind = RolloutStopped
+		}
+		w.event(e)
+	}
+}
+
+func (w *writer) place(t *record.Task) {
+	w.put(record.Key(record.Tasks, t.Node, t.ID), t)
+	w.event(Event{Kind: TaskPlaced, Task: t.ID, Slot: t.Slot, Node: t.Node, Revision: t.Revision})
+}
+
+func (w *writer) about(t *task, e Event) {
+	e.Task, e.Slot, e.Node, e.Revision = t.rec.ID, t.rec.Slot, t.rec.Node, t.rec.Revision
+	w.event(e)
+}
+
+func (w *writer) failed(t *task) {
+	w.about(t, Event{Kind: TaskFailed, Reason: record.ReasonFailed, Failure: failure(t), Message: failure(t).Message})
+}
+
+func (w *writer) stop(st stop) {
+	t := st.task.rec
+	t.Stop = &record.Stop{Reason: st.reason, At: w.now}
+	w.put(record.Key(record.Tasks, t.Node, t.ID), &t)
+	w.about(st.task, Event{Kind: TaskStopping, Reason: st.reason})
+}
+
+func (w *writer) remove(t *task) {
+	w.delete(record.Key(record.Tasks, t.rec.Node, t.rec.ID))
+	w.about(t, Event{Kind: TaskDeleted})
+}

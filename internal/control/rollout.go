@@ -1,0 +1,224 @@
+package control
+
+import (
+	"fmt"
+	"maps"
+	"strings"
+	"time"
+
+	"github.com/orchestrate-go/orchestrate/internal/record"
+)
+
+// decide is the whole decision about a service that has a spec: what its
+// rollout is now, and the steps that bring it further. Where new tasks go is
+// for the scheduler to say.
+//
+// A rollout ends. While it progresses, it has a deadline that moves only when
+// the fleet gets closer to the spec than it ever was in this rollout, which can
+// happen a bounded number of times. It ends as completed when all replicas are
+// of the wanted template, have settled, and nothing else is left; or as failed
+// by the deadline, by failures in a row, or by something that cannot be waited
+// for. Applying again begins a new one.
+//
+// What is done differs: a rollout that progresses or has completed converges to
+// the spec, and one that has failed only keeps up what there is; see hold and
+// fillUp.
+func (v *view) decide() {
+	if v.rollout.Spec != v.spec {
+		v.survey()
+		v.begin()
+	} else {
+		v.rollout.Slots = maps.Clone(v.rollout.Slots)
+		v.survey()
+	}
+	st := v.standing()
+	v.progress(st)
+	hopeless := v.count()
+	if v.rollout.State == record.Progressing {
+		v.judge(st, hopeless)
+	}
+	switch {
+	case v.rollout.State != record.RolloutFailed:
+		v.converge()
+	case v.rollout.Reason == record.WhyCapacity, v.rollout.Reason == record.WhyNetwork:
+		v.fillUp()
+	default:
+		v.hold()
+	}
+	v.forgive()
+	v.tally()
+}
+
+// begin starts the rollout of a spec, which supersedes the one before.
+func (v *view) begin() {
+	v.rollout = record.Rollout{
+		Spec: v.spec, Created: v.created, Revision: v.work.Revision, Hash: v.work.Hash,
+		State: record.Progressing, Started: v.now, Progressed: v.now,
+	}
+	st := v.standing()
+	v.rollout.Best, v.rollout.Settled = st.score(), st.settled
+	// What failed before is not this rollout's fault.
+	for _, t := range v.tasks {
+		if t.over() && t.rec.Stop == nil {
+			v.setSlot(t.rec.Slot, record.Slot{Last: v.now, Node: t.rec.Node, Task: t.rec.ID})
+		}
+	}
+}
+
+func (v *view) setSlot(number int, s record.Slot) {
+	if v.rollout.Slots == nil {
+		v.rollout.Slots = map[int]record.Slot{}
+	}
+	v.rollout.Slots[number] = s
+}
+
+// progress renews the deadline and forgives failures, if things got better than
+// they ever were.
+func (v *view) progress(st standing) {
+	if v.rollout.State != record.Progressing {
+		return
+	}
+	if score := st.score(); score > v.rollout.Best {
+		v.rollout.Best, v.rollout.Progressed = score, v.now
+	}
+	if st.settled > v.rollout.Settled {
+		v.rollout.Settled, v.rollout.Failures = st.settled, 0
+	}
+}
+
+// count counts each task that ended by itself, once: its ID is remembered until
+// the record is gone. It reports whether one failed in a way that another try
+// would not mend, with none of this template that ever worked.
+func (v *view) count() (hopeless bool) {
+	for _, t := range v.tasks {
+		if !t.over() || t.rec.Stop != nil || v.rollout.Slots[t.rec.Slot].Task == t.rec.ID {
+			continue
+		}
+		s := v.rollout.Slots[t.rec.Slot]
+		v.setSlot(t.rec.Slot, record.Slot{Failures: s.Failures + 1, Last: v.now, Node: t.rec.Node, Task: t.rec.ID})
+		v.failed = append(v.failed, t)
+		if v.rollout.State == record.Progressing && t.rec.Hash == v.work.Hash {
+			f := failure(t)
+			v.rollout.Failures++
+			v.rollout.Failure = f
+			hopeless = hopeless || f.Permanent && v.rollout.Settled == 0
+		}
+	}
+	return hopeless
+}
+
+// failure is why a task ended that was not told to. A service's tasks are meant
+// to run for ever: one that ends well has failed too.
+func failure(t *task) *record.Failure {
+	if t.status.Failure != nil {
+		return t.status.Failure
+	}
+	return &record.Failure{Kind: record.FailedExit, At: t.status.Since,
+		Message: fmt.Sprintf("the task ended as %s, but it is to keep running", t.status.State)}
+}
+
+// judge ends the rollout if it is time.
+func (v *view) judge(st standing, hopeless bool) {
+	r, u := &v.rollout, &v.work.Update
+	deadline := r.Progressed.Add(u.ProgressDeadline + u.Monitor)
+	switch {
+	case v.blocked != nil && v.blocked.final:
+		v.fail(v.blocked.why, v.blocked.message)
+	case st.settled == v.work.Replicas && st.rest == 0:
+		r.State, r.Ended, r.Failures, r.Failure = record.RolloutCompleted, v.now, 0, nil
+	case hopeless:
+		v.fail(record.WhyFailures, "trying again cannot help: "+r.Failure.Message)
+	case r.Failures >= u.MaxFailures:
+		v.fail(record.WhyFailures, fmt.Sprintf("%d tasks failed in a row: %s", r.Failures, r.Failure.Message))
+	case v.now.Before(deadline):
+		v.wakeAt(deadline)
+	case v.blocked != nil:
+		v.fail(v.blocked.why, v.blocked.message)
+	case r.Unplaced != "":
+		v.fail(record.WhyCapacity, r.Unplaced)
+	default:
+		v.fail(record.WhyDeadline, v.laggards(st))
+	}
+}
+
+func (v *view) fail(why, message string) {
+	r := &v.rollout
+	r.State, r.Ended, r.Reason, r.Message = record.RolloutFailed, v.now, why, message
+	if r.Failure != nil || why == record.WhyCapacity || v.blocked != nil {
+		return
+	}
+	for _, t := range v.tasks { // the best clue there is
+		if t.rec.Hash == v.work.Hash && t.status != nil && t.status.Failure != nil && !t.available() {
+			r.Failure = t.status.Failure
+		}
+	}
+}
+
+// laggards says what a rollout waited for when its time was over.
+func (v *view) laggards(st standing) string {
+	var late []string
+	for _, t := range v.tasks {
+		state := record.State("not yet seen by its node")
+		if t.status != nil {
+			state = t.status.State
+		}
+		if t.live() && v.wanted(t) && t.available() || t.lost() || len(late) == 5 {
+			continue
+		}
+		late = append(late, fmt.Sprintf("%s on %s is %s", t.rec.ID, t.rec.Node, state))
+	}
+	text := fmt.Sprintf("nothing got better for %v: %d of %d replicas of revision %d are ready",
+		v.work.Update.ProgressDeadline, st.ready, v.work.Replicas, v.work.Revision)
+	if len(late) > 0 {
+		text += "; " + strings.Join(late, ", ")
+	}
+	return text
+}
+
+// The back-off of a slot: its first successor starts at once, the second after
+// firstDelay, and so on, doubled up to maxDelay. It is forgotten once a task has
+// served for forgiveAfter.
+const (
+	firstDelay   = time.Second
+	maxDelay     = 5 * time.Minute
+	forgiveAfter = 10 * time.Minute
+)
+
+func delay(failures int) time.Duration {
+	switch {
+	case failures <= 1:
+		return 0
+	case failures > 10: // 2^9 s is more than maxDelay already
+		return maxDelay
+	}
+	return min(firstDelay<<(failures-2), maxDelay)
+}
+
+// forgive forgets the failures of slots that have long been well.
+func (v *view) forgive() {
+	for number := range v.rollout.Slots {
+		s := v.slot(number)
+		if s == nil || !s.settled {
+			continue
+		}
+		if at := s.current.since.Add(forgiveAfter); at.After(v.now) {
+			v.wakeAt(at)
+		} else {
+			delete(v.rollout.Slots, number)
+		}
+	}
+}
+
+// tally writes down what there is.
+func (v *view) tally() {
+	r := &v.rollout
+	r.Desired, r.Updated, r.Ready = v.work.Replicas, 0, 0
+	for _, t := range v.tasks {
+		if t.live() && t.rec.Hash == v.work.Hash {
+			r.Updated++
+		}
+		if t.available() {
+			r.Ready++
+		}
+	}
+}

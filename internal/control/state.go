@@ -1,0 +1,362 @@
+package control
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/orchestrate-go/orchestrate/internal/record"
+	"github.com/orchestrate-go/orchestrate/scheduler"
+	"github.com/orchestrate-go/orchestrate/store"
+)
+
+// Config is what a State decides by.
+type Config struct {
+	// Decode makes a Workload of a service's record. It must be pure. A record
+	// that it refuses fails that service's rollout and nothing else.
+	Decode func(namespace, name string, rec record.Service) (Workload, error)
+	// Place finds nodes; see Placer.
+	Place Placer
+	// LostAfter is how long a node may be silent before its tasks are replaced.
+	LostAfter time.Duration
+}
+
+// State is an indexed view of the store, and the planner's only memory: a
+// leader that loads it anew decides the same. It is not for concurrent use.
+//
+// It has no clock: now is an argument, and must not go backwards.
+type State struct {
+	config   Config
+	cluster  *scheduler.Cluster
+	revision int64 // of the store
+	now      time.Time
+	loading  bool
+
+	services map[string]*service // by NS/NAME
+	nodes    map[string]*node
+	networks map[string]*network
+	tasks    map[string]*task // by NODE/ID
+	ids      map[string]int   // how many tasks have an ID: one, if all is well
+
+	dirty  map[*service]struct{} // to be planned
+	hungry map[*service]struct{} // have replicas without a place
+	timers timers
+	events []Event // seen since the last Plan
+}
+
+// service is all there is about one name: it lasts as long as any record does.
+type service struct {
+	key             string // NS/NAME
+	namespace, name string
+
+	spec    int64 // store revision of the record; 0 when there is none
+	created time.Time
+	work    Workload
+	invalid error // why the record does not decode
+
+	tasks    []*task // by slot, then ID
+	rollout  *record.Rollout
+	frontend *record.Frontend
+	// As they are in the store, to see whether they change.
+	rolloutRaw, frontendRaw []byte
+
+	timer timer
+}
+
+// task is a task's record with what its agent says of it.
+type task struct {
+	rec     record.Task
+	service *service
+	node    *node
+	status  *record.Status // nil until the agent has written one
+	// since is when the task was seen to have become ready; zero unless it is
+	// ready. It is the leader's clock: a node's may be wrong by anything.
+	since time.Time
+}
+
+// over reports whether the agent is done with the task.
+func (t *task) over() bool { return t.status != nil && t.status.State.Final() }
+
+// lost reports whether nobody knows what the task does: its node is gone.
+func (t *task) lost() bool { return t.node.lost() }
+
+// live reports whether the task runs, or is about to, and is meant to.
+func (t *task) live() bool { return !t.over() && t.rec.Stop == nil && !t.lost() }
+
+// available reports whether the task serves.
+func (t *task) available() bool {
+	return t.live() && t.status != nil && t.status.State == record.Ready && t.node.alive
+}
+
+// settled reports whether the task has been available for as long as d.
+func (t *task) settled(d time.Duration, now time.Time) bool {
+	return t.available() && !t.since.Add(d).After(now)
+}
+
+// NewState returns a view of an empty store.
+func NewState(config Config) *State {
+	if config.LostAfter <= 0 {
+		config.LostAfter = DefaultLostAfter
+	}
+	return &State{
+		config:   config,
+		cluster:  scheduler.NewCluster(),
+		services: map[string]*service{},
+		nodes:    map[string]*node{},
+		networks: map[string]*network{},
+		tasks:    map[string]*task{},
+		ids:      map[string]int{},
+		dirty:    map[*service]struct{}{},
+		hungry:   map[*service]struct{}{},
+	}
+}
+
+// DefaultLostAfter is the LostAfter that 0 stands for.
+const DefaultLostAfter = 30 * time.Second
+
+// Revision is the store revision that the state is at.
+func (s *State) Revision() int64 { return s.revision }
+
+// loadOrder is the order in which the records of a snapshot are taken in: what
+// refers to something comes after it.
+var loadOrder = [...]string{
+	record.Nodes, record.NodeSpecs, record.Alive, record.Networks,
+	record.Services, record.Rollouts, record.Frontends, record.Tasks, record.Statuses,
+}
+
+// Load takes in a snapshot of the whole store. The state must be new.
+//
+// Nodes that are silent now are lost LostAfter from now: whoever just came to
+// lead does not know how long they have been.
+func (s *State) Load(snapshot store.Snapshot, now time.Time) {
+	s.loading = true
+	defer func() { s.loading = false }()
+	s.now = now
+	for _, prefix := range loadOrder {
+		first, _ := slices.BinarySearchFunc(snapshot.Items, prefix, func(i store.Item, p string) int {
+			return strings.Compare(i.Key, p)
+		})
+		for _, item := range snapshot.Items[first:] {
+			if !strings.HasPrefix(item.Key, prefix) {
+				break
+			}
+			s.change(store.Change{Item: item})
+		}
+	}
+	s.revision = snapshot.Revision
+}
+
+// Apply takes in what a commit changed.
+func (s *State) Apply(batch store.Batch, now time.Time) {
+	s.now = now
+	for _, c := range batch.Changes {
+		s.change(c)
+	}
+	s.revision = max(s.revision, batch.Revision)
+}
+
+// change takes in one written or deleted key.
+func (s *State) change(c store.Change) {
+	kind := c.Item.Key
+	if i := strings.IndexByte(kind[1:], '/'); i >= 0 {
+		kind = kind[:i+2]
+	}
+	var err error
+	switch rest := c.Item.Key[len(kind):]; kind {
+	case record.Services:
+		err = s.changeService(rest, c)
+	case record.Rollouts:
+		err = s.changeRollout(rest, c)
+	case record.Frontends:
+		err = s.changeFrontend(rest, c)
+	case record.Tasks:
+		err = s.changeTask(rest, c)
+	case record.Statuses:
+		err = s.changeStatus(rest, c)
+	case record.Nodes:
+		err = s.changeNode(rest, c)
+	case record.NodeSpecs:
+		err = s.changeNodeSpec(rest, c)
+	case record.Alive:
+		s.changeAlive(rest, !c.Deleted)
+	case record.Networks:
+		err = s.changeNetwork(rest, c)
+	}
+	if err != nil {
+		s.see(Event{Kind: RecordIgnored, Message: fmt.Sprintf("%s: %v", c.Item.Key, err)})
+	}
+}
+
+func (s *State) see(e Event) {
+	e.At = s.now
+	s.events = append(s.events, e)
+}
+
+func (s *State) mark(svc *service) { s.dirty[svc] = struct{}{} }
+
+// service returns the entry of a name, made if need be.
+func (s *State) service(key string) (*service, error) {
+	if svc := s.services[key]; svc != nil {
+		return svc, nil
+	}
+	parts := record.Split(key, "", 2)
+	if parts == nil {
+		return nil, fmt.Errorf("want a key of the form NAMESPACE/NAME, have %q", key)
+	}
+	svc := &service{key: key, namespace: parts[0], name: parts[1]}
+	svc.timer.due = func() { s.mark(svc) }
+	s.services[key] = svc
+	return svc, nil
+}
+
+// forget drops the entry of a name of which nothing is left.
+func (s *State) forget(svc *service) {
+	if svc.spec != 0 || len(svc.tasks) > 0 || svc.rollout != nil || svc.frontend != nil {
+		return
+	}
+	delete(s.services, svc.key)
+	delete(s.hungry, svc)
+	delete(s.dirty, svc)
+	s.timers.set(&svc.timer, time.Time{})
+}
+
+func (s *State) changeService(key string, c store.Change) error {
+	svc, err := s.service(key)
+	if err != nil {
+		return err
+	}
+	s.mark(svc)
+	delete(s.hungry, svc)
+	if c.Deleted {
+		svc.spec, svc.work, svc.invalid = 0, Workload{}, nil
+		s.forget(svc)
+		return nil
+	}
+	// A record that cannot be read still has a revision, for which its rollout
+	// fails: whoever waits for it must hear.
+	svc.spec, svc.work = c.Item.Revision, Workload{}
+	var rec record.Service
+	if svc.invalid = json.Unmarshal(c.Item.Value, &rec); svc.invalid != nil {
+		return nil
+	}
+	svc.created = rec.Created
+	if svc.work, svc.invalid = s.config.Decode(svc.namespace, svc.name, rec); svc.invalid != nil {
+		svc.work = Workload{Hash: rec.Hash, Revision: rec.Revision}
+	}
+	svc.work.Update = svc.work.Update.withDefaults(svc.work.Replicas)
+	svc.work.Namespace, svc.work.Name = svc.namespace, svc.name
+	return nil
+}
+
+func (s *State) changeRollout(key string, c store.Change) error {
+	svc, err := s.service(key)
+	if err != nil {
+		return err
+	}
+	s.mark(svc)
+	svc.rollout, svc.rolloutRaw = nil, nil
+	if c.Deleted {
+		s.forget(svc)
+		return nil
+	}
+	var rec record.Rollout
+	if err := json.Unmarshal(c.Item.Value, &rec); err != nil {
+		return err // it is written anew
+	}
+	svc.rollout, svc.rolloutRaw = &rec, c.Item.Value
+	return nil
+}
+
+func (s *State) changeTask(key string, c store.Change) error {
+	if old := s.tasks[key]; old != nil && c.Deleted {
+		s.dropTask(key, old)
+		return nil
+	} else if c.Deleted {
+		return nil
+	}
+	var rec record.Task
+	if err := json.Unmarshal(c.Item.Value, &rec); err != nil {
+		return err
+	}
+	if key != rec.Node+"/"+rec.ID {
+		return fmt.Errorf("it says that it is task %q of node %q", rec.ID, rec.Node)
+	}
+	if t := s.tasks[key]; t != nil {
+		t.rec = rec
+		s.mark(t.service)
+		return nil
+	}
+	svc, err := s.service(rec.Namespace + "/" + rec.Service)
+	if err != nil {
+		return err
+	}
+	t := &task{rec: rec, service: svc, node: s.node(rec.Node)}
+	s.tasks[key] = t
+	s.ids[rec.ID]++
+	t.node.tasks[t] = struct{}{}
+	at, _ := slices.BinarySearchFunc(svc.tasks, t, compareTasks)
+	svc.tasks = slices.Insert(svc.tasks, at, t)
+	s.bind(t)
+	s.mark(svc)
+	return nil
+}
+
+func compareTasks(a, b *task) int {
+	if a.rec.Slot != b.rec.Slot {
+		return a.rec.Slot - b.rec.Slot
+	}
+	return strings.Compare(a.rec.ID, b.rec.ID)
+}
+
+func (s *State) dropTask(key string, t *task) {
+	s.release(t)
+	delete(s.tasks, key)
+	if s.ids[t.rec.ID]--; s.ids[t.rec.ID] == 0 {
+		delete(s.ids, t.rec.ID)
+	}
+	delete(t.node.tasks, t)
+	s.forgetNode(t.node)
+	svc := t.service
+	svc.tasks = slices.DeleteFunc(svc.tasks, func(x *task) bool { return x == t })
+	s.mark(svc)
+	s.forget(svc)
+}
+
+// changeStatus takes in what an agent says. A status without a task is what is
+// left of one whose record was deleted; its agent will delete it.
+func (s *State) changeStatus(key string, c store.Change) error {
+	t := s.tasks[key]
+	if t == nil {
+		return nil
+	}
+	s.mark(t.service)
+	if c.Deleted {
+		t.status, t.since = nil, time.Time{}
+		return nil
+	}
+	var st record.Status
+	if err := json.Unmarshal(c.Item.Value, &st); err != nil {
+		return err
+	}
+	old := t.status
+	t.status = &st
+	switch {
+	case st.State != record.Ready:
+		t.since = time.Time{}
+	case s.loading:
+		// What was ready before this leader came is believed its own time,
+		// unless that is yet to come.
+		t.since = s.now
+		if st.Ready.Before(s.now) && !st.Ready.IsZero() {
+			t.since = st.Ready
+		}
+	case old == nil || old.State != record.Ready || !old.Ready.Equal(st.Ready):
+		t.since = s.now
+	}
+	if t.over() {
+		s.release(t)
+	}
+	return nil
+}

@@ -1,0 +1,69 @@
+package control
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/orchestrate-go/orchestrate/internal/record"
+	"github.com/orchestrate-go/orchestrate/scheduler"
+)
+
+// Workload is what the planner needs to know of a service. It is plain data;
+// Options.Decode makes it from the record in the store.
+type Workload struct {
+	Namespace string
+	Name      string
+	// Replicas is the number of tasks wanted; 0 is none.
+	Replicas int
+	// Template is copied into each task as it is.
+	Template json.RawMessage
+	// Hash identifies the template: tasks of another hash are replaced.
+	Hash     string
+	Revision int64
+	// Request is what each replica asks of the scheduler. Count, Tasks, Avoid
+	// and Failures are set by the planner.
+	Request scheduler.Request
+	// Networks are those on which the service gets a virtual address, if it
+	// has Ports. A service on the host's network has none.
+	Networks []string
+	Ports    []record.Port
+	Update   Update
+}
+
+// Update is how a new template is rolled out.
+type Update struct {
+	// Parallelism is how many replicas are changed at a time; 0 is a quarter
+	// of them, rounded up.
+	Parallelism int
+	// StopFirst stops an old task before its successor starts. Otherwise the
+	// successor is ready first.
+	StopFirst bool
+	// Monitor is how long a task must stay ready before it counts.
+	Monitor time.Duration
+	// ProgressDeadline fails the rollout when nothing got better for so long;
+	// 0 is DefaultProgressDeadline. A rollout always has one: it must end.
+	ProgressDeadline time.Duration
+	// MaxFailures is how many failures in a row fail the rollout; 0 is
+	// max(3, half of the replicas).
+	MaxFailures int
+}
+
+// DefaultProgressDeadline is what Update.ProgressDeadline is when 0.
+const DefaultProgressDeadline = 10 * time.Minute
+
+// withDefaults returns u with its zero fields filled in, for n replicas.
+func (u Update) withDefaults(n int) Update {
+	if u.Parallelism <= 0 {
+		u.Parallelism = max(1, (n+3)/4)
+	}
+	if u.Monitor < 0 {
+		u.Monitor = 0
+	}
+	if u.ProgressDeadline <= 0 {
+		u.ProgressDeadline = DefaultProgressDeadline
+	}
+	if u.MaxFailures <= 0 {
+		u.MaxFailures = max(3, (n+1)/2)
+	}
+	return u
+}
