@@ -133,6 +133,8 @@ func TestConcurrencyIsBoundedAndInOrder(t *testing.T) {
 		if got := most.Load(); got != 2 {
 			t.Errorf("%d probes ran at a time, want Concurrency, 2", got)
 		}
+		mu.Lock()
+		defer mu.Unlock()
 		if !slices.Equal(order, want) {
 			t.Errorf("probes ran in the order %q, want that in which they came due, %q", order, want)
 		}

@@ -21,7 +21,8 @@ type Driver interface {
 	// Mount makes the volume available to a task and returns the host path
 	// to bind into its containers. The same mount again returns the same
 	// path, also after a restart of the program. An unknown volume is
-	// [ErrNotFound].
+	// [ErrNotFound]. An exclusive volume that another task has is an
+	// [*InUseError].
 	Mount(ctx context.Context, m Mount) (path string, err error)
 
 	// Unmount undoes Mount. One that is not mounted is not an error.
@@ -59,14 +60,55 @@ type Status struct {
 
 // Snapshotter is a Driver that can copy a volume's content at one moment.
 type Snapshotter interface {
+	// Snapshot copies the volume's content under the name snapshot. One that
+	// was taken of the same volume is left as it is; one of another volume
+	// is an [*ExistsError]. A driver that cannot copy a volume at one moment
+	// while tasks may write to it returns an [*InUseError].
 	Snapshot(ctx context.Context, volume, snapshot string) error
+
+	// Restore makes a new volume with the snapshot's content and its spec,
+	// the name excepted. A volume that was made by the same Restore is left
+	// as it is; any other of that name is an [*ExistsError]. An unknown
+	// snapshot is [ErrNotFound].
 	Restore(ctx context.Context, snapshot, volume string) error
+
+	// RemoveSnapshot deletes the snapshot; volumes restored from it are not
+	// touched. One that is not there is not an error.
 	RemoveSnapshot(ctx context.Context, snapshot string) error
 }
 
 // Expander is a Driver that can raise a volume's size limit in use.
 type Expander interface {
+	// Expand raises the limit to size bytes, with the data kept and mounts
+	// left as they are. The present size is not an error; a smaller one, and
+	// any for a volume without a limit, is a [*SpecError]. Where it cannot
+	// be done in use, a mounted volume is an [*InUseError].
 	Expand(ctx context.Context, name string, size int64) error
+}
+
+// Binder is a Driver that can also give tasks folders and files of the host.
+type Binder interface {
+	// Bind returns a path to bind into the task's containers in place of
+	// b.Source. What the path shows is decided now: nobody who renames or
+	// links things under Source later can make it show something else. The
+	// same bind again returns the same path. A source that is outside of
+	// what the driver allows, also by a symbolic link, is [ErrForbidden];
+	// one that does not exist is [ErrNotFound].
+	Bind(ctx context.Context, b Bind) (path string, err error)
+
+	// Unbind undoes Bind. One that is not bound is not an error.
+	Unbind(ctx context.Context, b Bind) error
+
+	// Binds returns all binds, by task and source, so that an agent can undo
+	// those of tasks that are gone.
+	Binds(ctx context.Context) ([]Bind, error)
+}
+
+// Bind names the use of a path of the host by one task.
+type Bind struct {
+	Source   string `json:"source"` // absolute
+	Task     string `json:"task"`   // task ID
+	ReadOnly bool   `json:"readOnly,omitempty"`
 }
 
 // Errors that a caller can act on.
@@ -74,7 +116,24 @@ var (
 	ErrNotFound = errors.New("no such volume")
 	ErrInUse    = errors.New("the volume is in use")
 	ErrExists   = errors.New("the volume exists with another spec")
+
+	// ErrForbidden is a bind of a path that the driver does not allow.
+	ErrForbidden = errors.New("the path is outside of what may be bound")
 )
+
+// ForbiddenError is a bind that is refused. It matches [ErrForbidden].
+type ForbiddenError struct {
+	Source string
+	Roots  []string // below which binds are allowed
+	Reason string
+}
+
+func (e *ForbiddenError) Error() string {
+	return fmt.Sprintf("bind %q: %s; allowed are paths below %q", e.Source, e.Reason, e.Roots)
+}
+
+// Is reports whether target is [ErrForbidden].
+func (e *ForbiddenError) Is(target error) bool { return target == ErrForbidden }
 
 // InUseError is a volume that tasks hold. It matches [ErrInUse].
 type InUseError struct {
