@@ -1,0 +1,253 @@
+//go:build linux
+
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/orchestrate-go/orchestrate/runtime"
+)
+
+// Options configures a Runtime. Root is required.
+type Options struct {
+	// Root is the folder that belongs to this Runtime alone: images, layers,
+	// the writable layers of containers, logs. It is made when missing.
+	Root string
+	// State holds what a reboot ends: sockets, bundles, mounts. It should be
+	// on a tmpfs and its path must be at most 37 characters long, for a
+	// socket's path has room for about a hundred. When empty it is a folder
+	// of /run/orchestrate that is named by a hash of Root.
+	State string
+	// BinDir is where containerd-shim-runc-v2 and runc are looked for first;
+	// then the folder named by the environment variable ORCHESTRATE_BIN, and
+	// PATH.
+	BinDir string
+	// Logger receives what the Runtime cannot report to a caller. Nil
+	// discards it.
+	Logger *slog.Logger
+	// WarmShims is how many idle shims are kept ready, so that a start need
+	// not wait for one. Zero means 1, a negative number none. An idle shim
+	// costs about 10 MB of memory.
+	WarmShims int
+}
+
+// Runtime runs containers with containerd's image store and its runc shim.
+// See the package comment for how.
+type Runtime struct {
+	root, state string
+	opts        Options
+	log         *slog.Logger
+	bin         binaries
+	cgroups     cgroupTree
+
+	lock   *os.File
+	store  *store
+	shims  *shimPool
+	ctx    context.Context // ends at Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // waiters of containers
+
+	mu         sync.Mutex
+	closed     bool
+	containers map[string]*container // by ID, those that exist
+	starting   map[string]*turn      // who may change a container, by ID
+}
+
+// turn is held by the one call that changes a container.
+type turn struct {
+	held chan struct{} // has one token when free
+	refs int
+}
+
+var (
+	_ runtime.Runtime  = (*Runtime)(nil)
+	_ runtime.Importer = (*Runtime)(nil)
+)
+
+// ErrLocked is the error of Open for a root that another Runtime has open, in
+// this process or in another.
+var ErrLocked = errors.New("the root is in use by another runtime")
+
+// Open opens the runtime whose data is under opts.Root and adopts the
+// containers that run there. The errors wrap [ErrLocked] or are a
+// *[MissingBinaryError].
+func Open(opts Options) (*Runtime, error) {
+	if opts.Root == "" {
+		return nil, errors.New("open runtime: Options.Root is empty: want a folder")
+	}
+	root, err := filepath.Abs(opts.Root)
+	if err != nil {
+		return nil, fmt.Errorf("open runtime: %w", err)
+	}
+	r := &Runtime{
+		root: root, state: opts.State, opts: opts, log: opts.Logger,
+		containers: map[string]*container{}, starting: map[string]*turn{},
+	}
+	if r.log == nil {
+		r.log = slog.New(slog.DiscardHandler)
+	}
+	if err := r.open(); err != nil {
+		return nil, fmt.Errorf("open runtime %s: %w", root, err)
+	}
+	return r, nil
+}
+
+func (r *Runtime) open() (err error) {
+	if r.bin, err = findBinaries(r.opts.BinDir); err != nil {
+		return err
+	}
+	name := shortHash(r.root)
+	if r.state == "" {
+		r.state = filepath.Join("/run/orchestrate", name)
+	}
+	if n := len(r.state); n > maxStateLen {
+		return fmt.Errorf("the path of the state folder %s has %d characters: want at most %d, for sockets lie in it", r.state, n, maxStateLen)
+	}
+	for _, dir := range []string{r.root, filepath.Join(r.root, "containers"), r.state, r.bundles()} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return err
+		}
+	}
+	if r.lock, err = lockRoot(filepath.Join(r.root, "lock")); err != nil {
+		return err
+	}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	undo := func() { r.cancel(); r.lock.Close() }
+	r.cgroups = newCgroupTree("/orchestrate/" + name)
+	if r.store, err = openStore(filepath.Join(r.root, "store")); err != nil {
+		undo()
+		return err
+	}
+	if r.shims, err = openShimPool(r); err != nil {
+		r.store.close()
+		undo()
+		return err
+	}
+	if err := r.adopt(); err != nil {
+		r.shims.close(nil)
+		r.store.close()
+		undo()
+		return fmt.Errorf("adopt containers: %w", err)
+	}
+	r.shims.fill()
+	return nil
+}
+
+func (r *Runtime) bundles() string         { return filepath.Join(r.state, "c") }
+func (r *Runtime) bundle(id string) string { return filepath.Join(r.state, "c", id) }
+func (r *Runtime) layer(id string) string  { return filepath.Join(r.root, "containers", id) }
+func (r *Runtime) runcRoot() string        { return filepath.Join(r.state, "runc") }
+
+// Close lets go of the containers, which run on, and of the root: a later
+// Open adopts them. It is idempotent.
+func (r *Runtime) Close() error {
+	r.mu.Lock()
+	if r.closed {
+		r.mu.Unlock()
+		return nil
+	}
+	r.closed = true
+	live := len(r.containers)
+	used := map[string]bool{}
+	for _, c := range r.containers {
+		used[c.record.Shim] = true
+	}
+	r.mu.Unlock()
+
+	r.cancel()
+	r.wg.Wait()
+	r.shims.close(used)
+	err := r.store.close()
+	if live == 0 {
+		// Nothing runs: leave nothing in the tmpfs and no cgroup.
+		r.cgroups.removeRoot()
+		err = errors.Join(err, os.RemoveAll(r.state))
+		os.Remove(filepath.Dir(r.state)) // when it was the last one
+	}
+	return errors.Join(err, r.lock.Close())
+}
+
+// take waits for the turn to change container id and returns the call that
+// ends it.
+func (r *Runtime) take(ctx context.Context, id string) (release func(), err error) {
+	r.mu.Lock()
+	if r.closed {
+		r.mu.Unlock()
+		return nil, runtime.ErrClosed
+	}
+	t := r.starting[id]
+	if t == nil {
+		t = &turn{held: make(chan struct{}, 1)}
+		t.held <- struct{}{}
+		r.starting[id] = t
+	}
+	t.refs++
+	r.mu.Unlock()
+	drop := func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if t.refs--; t.refs == 0 {
+			delete(r.starting, id)
+		}
+	}
+	select {
+	case <-t.held:
+		return func() { t.held <- struct{}{}; drop() }, nil
+	case <-ctx.Done():
+		drop()
+		return nil, ctx.Err()
+	}
+}
+
+func (r *Runtime) container(id string) (*container, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nil, runtime.ErrClosed
+	}
+	c := r.containers[id]
+	if c == nil {
+		return nil, runtime.ErrNotFound
+	}
+	return c, nil
+}
+
+// List implements [runtime.Runtime].
+func (r *Runtime) List(ctx context.Context, labels map[string]string) ([]runtime.Container, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("list containers: %w", err)
+	}
+	r.mu.Lock()
+	if r.closed {
+		r.mu.Unlock()
+		return nil, fmt.Errorf("list containers: %w", runtime.ErrClosed)
+	}
+	all := slices.Collect(maps.Values(r.containers))
+	r.mu.Unlock()
+	var list []runtime.Container
+	for _, c := range all {
+		if includes(c.record.Labels, labels) {
+			list = append(list, c.info())
+		}
+	}
+	slices.SortFunc(list, func(a, b runtime.Container) int { return strings.Compare(a.ID, b.ID) })
+	return list, nil
+}
+
+func includes(have, want map[string]string) bool {
+	for k, v := range want {
+		if got, ok := have[k]; !ok || got != v {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,43 @@
+// Package containerd runs containers with containerd's image store and its
+// shim for runc, inside the program: there is no daemon to install.
+//
+// [Open] takes a folder of its own. Containers outlive the program: after
+// Close, a crash or an upgrade the next Open of the same folder adopts them,
+// with the exit codes of those that ended in between. It needs the programs
+// containerd-shim-runc-v2 and runc, found in Options.BinDir, in the folder
+// that the environment variable ORCHESTRATE_BIN names, or on PATH; an error
+// says which is missing and how to get it. It needs root.
+//
+//	rt, err := containerd.Open(containerd.Options{Root: "/var/lib/myapp/runtime"})
+//	if err != nil {
+//		return err
+//	}
+//	defer rt.Close() // containers run on
+//	if _, err := rt.Pull(ctx, "docker.io/library/redis:7", runtime.PullOptions{}); err != nil {
+//		return err
+//	}
+//	err = rt.Start(ctx, runtime.Spec{ID: "redis.1", Image: "docker.io/library/redis:7"})
+//
+// # How
+//
+// containerd's own server can run inside a program, but not twice, nor be
+// closed. Its plugins are in a registry that is global to the process, with
+// one configuration for each, and its shim manager takes the end of a
+// connection to a shim for the shim's death and kills the container. So this
+// package puts the same parts together itself: the content store, the
+// metadata database, the overlay snapshotter, the unpacker and the registry
+// client are containerd's packages, and the shims, which are separate
+// processes, are spoken to in containerd's task API, version 3. Any number of
+// Runtimes live in one process, each with its own root, and Close leaves
+// nothing behind in it.
+//
+// The truth about a container is its bundle in Options.State and its shim.
+// Exits are learnt from the shim's Wait; a signal goes through a pidfd; what
+// the kernel killed for want of memory is read from the container's cgroup
+// after its end. None of that needs this program to have been there when it
+// happened.
+//
+// A start makes two folders for the writable layer over the image's layers,
+// which are looked up once for each image, and takes a shim that was started
+// ahead, so it costs two runs of runc and no database transaction.
+package containerd
