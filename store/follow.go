@@ -78,5 +78,10 @@ func followOnce(ctx context.Context, s Store, prefix string, f Follower) (lost b
 	if err := ctx.Err(); err != nil {
 		return false, err
 	}
+	// The store ended it, and every call now says why: it was closed, or it
+	// has failed.
+	if _, err := s.List(ctx, prefix); err != nil {
+		return false, fmt.Errorf("watch %q: %w", prefix, err)
+	}
 	return false, fmt.Errorf("watch %q: %w", prefix, ErrClosed)
 }

@@ -1,7 +1,11 @@
 package bolt_test
 
 import (
+	"context"
+	"fmt"
+	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -11,7 +15,13 @@ import (
 	"github.com/orchestrate-go/orchestrate/store/storetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if path := os.Getenv(childEnv); path != "" {
+		child(path)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func open(t testing.TB, path string) *bolt.Store {
 	t.Helper()
@@ -38,4 +48,51 @@ func TestConformance(t *testing.T) {
 		},
 		Virtual: true,
 	})
+}
+
+// TestGroup has many writers at once, of which every second must conflict, and
+// checks that who shares a sync shares nothing else.
+func TestGroup(t *testing.T) {
+	ctx := context.Background()
+	path := filepath.Join(t.TempDir(), "state.db")
+	s := open(t, path)
+	if _, err := s.Commit(ctx, store.Txn{Writes: []store.Write{store.Put("/there", nil)}}); err != nil {
+		t.Fatal(err)
+	}
+	const writers = 200
+	revisions := make([]int64, writers)
+	var wg sync.WaitGroup
+	for i := range writers {
+		wg.Go(func() {
+			txn := store.Txn{Writes: []store.Write{store.Put(fmt.Sprintf("/k%03d", i), fmt.Append(nil, i))}}
+			if i%2 == 1 {
+				txn.If = []store.Condition{store.Absent("/there")}
+			}
+			revision, err := s.Commit(ctx, txn)
+			if conflict := err != nil; conflict != (i%2 == 1) {
+				t.Errorf("writer %d: %v, want a conflict of the odd ones only", i, err)
+			}
+			revisions[i] = revision
+		})
+	}
+	wg.Wait()
+	for range 2 { // as committed, and as reopened
+		snapshot, err := s.List(ctx, "/k")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(snapshot.Items) != writers/2 || snapshot.Revision != 1+writers/2 {
+			t.Errorf("%d items at revision %d, want %d at %d", len(snapshot.Items), snapshot.Revision, writers/2, 1+writers/2)
+		}
+		for _, item := range snapshot.Items {
+			var i int
+			if _, err := fmt.Sscanf(item.Key, "/k%03d", &i); err != nil || string(item.Value) != fmt.Sprint(i) || item.Revision != revisions[i] {
+				t.Errorf("%s = %q at %d, want %d at %d, which its Commit returned", item.Key, item.Value, item.Revision, i, revisions[i])
+			}
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s = open(t, path)
+	}
 }

@@ -3,10 +3,12 @@ package bolt
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime/debug"
 	"strconv"
+	"syscall"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -144,9 +146,19 @@ func openDB(path string) (db *bbolt.DB, err error) {
 		return nil, &FileError{Path: path, Kind: ErrNewer, Detail: err.Error()}
 	case errors.Is(err, bbolterrors.ErrChecksum):
 		return nil, &FileError{Path: path, Kind: ErrCorrupt, Detail: err.Error()}
-	default:
+	case isSystem(err):
 		return nil, fmt.Errorf("open store file %s: %w", path, err)
+	default:
+		return nil, corrupt(path, "%v", err)
 	}
+}
+
+// isSystem says whether err comes from the operating system, rather than from
+// what bbolt found in a file.
+func isSystem(err error) bool {
+	var path *fs.PathError
+	var errno syscall.Errno
+	return errors.As(err, &path) || errors.As(err, &errno)
 }
 
 // load reads and checks everything in the file.
