@@ -18,7 +18,8 @@ type Placer interface {
 type placement struct {
 	tasks    []record.Task
 	unplaced string // why the others have no place; empty when all have one
-	invalid  error  // the request itself is wrong: waiting does not help
+	invalid  bool   // the request itself is wrong: waiting does not help
+	victims  []*task
 }
 
 // place finds nodes for the starts of v, whole groups of replicas at once.
@@ -32,22 +33,27 @@ func (s *State) place(v *view) placement {
 		return p
 	}
 	var reqs []scheduler.Request
-	for _, group := range groups(v.starts) {
+	starts := groups(v.starts)
+	for _, group := range starts {
 		reqs = append(reqs, s.request(v, group))
 	}
 	decisions, err := s.config.Place.Place(s.cluster, reqs)
 	if err != nil {
-		p.unplaced, p.invalid = err.Error(), err
+		p.unplaced, p.invalid = err.Error(), true
 		return p
 	}
-	for i, group := range groups(v.starts) {
+	for i, group := range starts {
 		d := &decisions[i]
 		if err := d.Err(); err != nil && p.unplaced == "" {
 			p.unplaced = err.Error()
 		}
-		for k, id := range d.Tasks {
-			st := group[slices.Index(reqs[i].Tasks, id)]
-			p.tasks = append(p.tasks, v.task(st, id, d.Nodes[k]))
+		for k, id := range d.Tasks { // those asked for first
+			p.tasks = append(p.tasks, v.task(group[k], id, d.Nodes[k]))
+		}
+		for _, victim := range d.Victims {
+			if t := s.tasks[victim.Node+"/"+victim.Task]; t != nil && t.rec.Stop == nil {
+				p.victims = append(p.victims, t)
+			}
 		}
 	}
 	slices.SortFunc(p.tasks, func(a, b record.Task) int { return cmp.Compare(a.Slot, b.Slot) })
@@ -114,7 +120,7 @@ func (v *view) task(st start, id, node string) record.Task {
 	}
 	t.ID, t.Node, t.Slot = id, node, st.slot
 	t.Namespace, t.Service = v.work.Namespace, v.work.Name
-	t.Created, t.Stop = v.now, nil
+	t.Created, t.Stop, t.Frontend = v.now, nil, len(v.work.Ports) > 0
 	t.Request.Count, t.Request.Tasks, t.Request.Avoid, t.Request.Failures = 1, nil, nil, nil
 	return t
 }

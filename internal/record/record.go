@@ -142,6 +142,7 @@ const (
 	ReasonDrained   = "drained"    // its node is drained
 	ReasonNodeLost  = "node-lost"  // its node is gone
 	ReasonUnhealthy = "unhealthy"
+	ReasonPreempted = "preempted" // a more important task needs its room
 )
 
 // State is where a task is in its life, as its agent sees it.
@@ -277,7 +278,7 @@ type Rollout struct {
 	Message    string       `json:"message,omitempty"`
 	Failure    *Failure     `json:"failure,omitempty"` // the task failure behind it
 	Started    time.Time    `json:"started"`
-	Progressed time.Time    `json:"progressed"` // when a task last became ready
+	Progressed time.Time    `json:"progressed"` // when it last got nearer to its end; see Best
 	Ended      time.Time    `json:"ended,omitzero"`
 
 	Desired  int `json:"desired"`  // tasks wanted

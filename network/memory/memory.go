@@ -72,7 +72,7 @@ type attachment struct {
 	result network.Interface
 }
 
-const pathPrefix = "memory:/netns/"
+const pathPrefix = "/memory/netns/"
 
 // New returns a node without networks.
 func New(options Options) *Node {

@@ -1,0 +1,443 @@
+package orchestrate
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/orchestrate-go/orchestrate/internal/record"
+	"github.com/orchestrate-go/orchestrate/scheduler"
+	"github.com/orchestrate-go/orchestrate/store"
+)
+
+// Object is what Apply takes: a [Service] or a [Network].
+type Object interface {
+	Validate() error
+	object() string
+	stage(ctx context.Context, f *Fleet, b *batch) error
+}
+
+// batch is one Apply on its way into the store. What it read it also
+// guards, so that it is all true at the moment of writing.
+type batch struct {
+	store.Txn
+	snapshot map[string]store.Snapshot // by prefix
+	networks map[string]record.Network // as they will be
+	services map[string]Service        // as they will be
+	guarded  map[string]bool
+}
+
+// Apply makes objects what the fleet is to make true: all of them or, on an
+// error, none. It returns once they are stored; [Fleet.Wait] says what became
+// of them. Applying what is already applied changes nothing, except that a
+// service whose rollout failed is tried again.
+//
+// The errors are a [*ValidationError] (several are joined), a [*NameError] for
+// a network that does not exist, and a [*PortError] for a published port that
+// another service has.
+func (f *Fleet) Apply(ctx context.Context, objects ...Object) error {
+	ctx, done, err := f.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	var errs []error
+	for _, o := range objects {
+		errs = append(errs, o.Validate())
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return f.change(ctx, func(b *batch) error {
+		// Networks first: services of the same call may refer to them.
+		for _, pass := range []bool{true, false} {
+			for _, o := range objects {
+				if _, isNetwork := o.(Network); isNetwork != pass {
+					continue
+				}
+				if err := o.stage(ctx, f, b); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// change stages a transaction and commits it, again when someone else was
+// faster.
+func (f *Fleet) change(ctx context.Context, stage func(*batch) error) error {
+	for {
+		b := &batch{snapshot: map[string]store.Snapshot{}, guarded: map[string]bool{}}
+		if err := stage(b); err != nil {
+			return err
+		}
+		if len(b.Writes) == 0 {
+			return nil
+		}
+		_, err := f.store.Commit(ctx, b.Txn)
+		if !errors.Is(err, store.ErrConflict) {
+			return err
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// guard makes the transaction fail if key has changed since it was read.
+func (b *batch) guard(item store.Item, key string) {
+	if !b.guarded[key] {
+		b.guarded[key] = true
+		b.If = append(b.If, store.Condition{Key: key, Revision: item.Revision})
+	}
+}
+
+// Keys whose revision guards a set of records: whoever changes the set writes
+// the key, so that two changes that each are right alone cannot both be made.
+const (
+	guardPorts    = "/guards/ports"    // published ports
+	guardNetworks = "/guards/networks" // networks and their users
+)
+
+func (f *Fleet) touch(ctx context.Context, b *batch, key string) error {
+	if b.guarded[key] {
+		return nil
+	}
+	item, _, err := store.Get(ctx, f.store, key)
+	if err != nil {
+		return err
+	}
+	b.guard(item, key)
+	b.Writes = append(b.Writes, store.Put(key, []byte("{}")))
+	return nil
+}
+
+func (s Service) stage(ctx context.Context, f *Fleet, b *batch) error {
+	s = s.WithDefaults()
+	if err := f.checkStrategy(&s); err != nil {
+		return err
+	}
+	key := record.Key(record.Services, s.Namespace, s.Name)
+	item, found, err := store.Get(ctx, f.store, key)
+	if err != nil {
+		return err
+	}
+	b.guard(item, key)
+	spec, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	now := time.Now().UTC()
+	rec := record.Service{Spec: spec, Revision: 1, Hash: s.Template.Hash(), Created: now, Updated: now}
+	var old Service
+	if found {
+		var last record.Service
+		if err := json.Unmarshal(item.Value, &last); err != nil {
+			return fmt.Errorf("read %s: %w", s.object(), err)
+		}
+		if err := json.Unmarshal(last.Spec, &old); err != nil {
+			return fmt.Errorf("read %s: %w", s.object(), err)
+		}
+		rec.Created, rec.Revision = last.Created, last.Revision
+		if last.Hash != rec.Hash {
+			rec.Revision++
+		}
+		if bytes.Equal(last.Spec, spec) {
+			if failed, err := f.rolloutFailed(ctx, s.Namespace, s.Name, item.Revision); err != nil || !failed {
+				return err
+			}
+		}
+	}
+	if err := f.checkNetworks(ctx, b, &s, &old); err != nil {
+		return err
+	}
+	if err := f.checkPorts(ctx, b, &s, &old); err != nil {
+		return err
+	}
+	data, err := json.Marshal(rec)
+	if err != nil {
+		return err
+	}
+	b.Writes = append(b.Writes, store.Put(key, data))
+	return nil
+}
+
+func (f *Fleet) checkStrategy(s *Service) error {
+	r, err := s.request()
+	if err == nil {
+		// An empty cluster has no place for it, but every request is
+		// checked whole, its strategy's name included.
+		r.Count = 1
+		_, err = f.opts.scheduler.Place(scheduler.NewCluster(), []scheduler.Request{r})
+	}
+	if err != nil {
+		return &ValidationError{Object: s.object(), Problems: []Problem{{Path: "placement", Reason: err.Error()}}}
+	}
+	return nil
+}
+
+func (f *Fleet) rolloutFailed(ctx context.Context, ns, name string, spec int64) (bool, error) {
+	item, found, err := store.Get(ctx, f.store, record.Key(record.Rollouts, ns, name))
+	if err != nil || !found {
+		return false, err
+	}
+	var r record.Rollout
+	if err := json.Unmarshal(item.Value, &r); err != nil {
+		return false, err
+	}
+	return r.Spec == spec && r.State == record.RolloutFailed, nil
+}
+
+// checkNetworks refuses networks that do not exist. The network "default" is
+// made on first use.
+func (f *Fleet) checkNetworks(ctx context.Context, b *batch, s, old *Service) error {
+	if slices.Equal(s.Networks, old.Networks) {
+		return nil
+	}
+	if err := f.readNetworks(ctx, b); err != nil {
+		return err
+	}
+	for _, n := range s.Networks {
+		if _, ok := b.networks[n]; ok {
+			continue
+		}
+		if n == DefaultNetwork {
+			if err := (Network{Name: n}).stage(ctx, f, b); err != nil {
+				return err
+			}
+			continue
+		}
+		return fmt.Errorf("%s: %w", s.object(), &NameError{"network", n})
+	}
+	return f.touch(ctx, b, guardNetworks)
+}
+
+func (f *Fleet) readNetworks(ctx context.Context, b *batch) error {
+	if b.networks != nil {
+		return nil
+	}
+	snapshot, err := f.store.List(ctx, record.Networks)
+	if err != nil {
+		return err
+	}
+	b.networks = map[string]record.Network{}
+	for _, item := range snapshot.Items {
+		var rec record.Network
+		if err := json.Unmarshal(item.Value, &rec); err != nil {
+			return fmt.Errorf("read %s: %w", item.Key, err)
+		}
+		b.networks[rec.Name] = rec
+	}
+	return nil
+}
+
+func (f *Fleet) readServices(ctx context.Context, b *batch) error {
+	if b.services != nil {
+		return nil
+	}
+	services, err := f.services(ctx, "")
+	if err != nil {
+		return err
+	}
+	b.services = map[string]Service{}
+	for _, s := range services {
+		b.services[s.Namespace+"/"+s.Name] = s.Service
+	}
+	return nil
+}
+
+// checkPorts refuses a published port that another service has.
+func (f *Fleet) checkPorts(ctx context.Context, b *batch, s, old *Service) error {
+	if slices.Equal(s.Ports, old.Ports) && s.HostNetwork == old.HostNetwork {
+		return nil
+	}
+	published := func(s *Service) (ports []Port) {
+		for _, p := range s.Ports {
+			if p.Published != 0 {
+				ports = append(ports, p)
+			}
+		}
+		return ports
+	}
+	if len(published(s)) == 0 && len(published(old)) == 0 {
+		return nil
+	}
+	if err := f.readServices(ctx, b); err != nil {
+		return err
+	}
+	self := s.Namespace + "/" + s.Name
+	for name, other := range b.services {
+		if name == self {
+			continue
+		}
+		for _, p := range published(s) {
+			for _, q := range published(&other) {
+				if p.Published == q.Published && p.Protocol == q.Protocol && overlap(p.HostIP, q.HostIP) {
+					return &PortError{Service: self, Owner: name, Protocol: p.Protocol, Port: p.Published}
+				}
+			}
+		}
+	}
+	b.services[self] = *s
+	return f.touch(ctx, b, guardPorts)
+}
+
+// overlap reports whether two host addresses of published ports can collide.
+func overlap(a, b string) bool { return a == b || wildcard(a) || wildcard(b) }
+
+func wildcard(ip string) bool {
+	a, err := netip.ParseAddr(ip)
+	return err != nil || a.IsUnspecified()
+}
+
+func (n Network) stage(ctx context.Context, f *Fleet, b *batch) error {
+	n = n.WithDefaults()
+	if err := f.readNetworks(ctx, b); err != nil {
+		return err
+	}
+	key := record.Key(record.Networks, n.Name)
+	item, found, err := store.Get(ctx, f.store, key)
+	if err != nil {
+		return err
+	}
+	b.guard(item, key)
+	rec := record.Network{Name: n.Name, MTU: n.MTU, Internal: n.Internal, Options: n.Options}
+	for _, p := range n.Subnets {
+		prefix, err := netip.ParsePrefix(p)
+		if err != nil {
+			return err // Validate has refused it
+		}
+		rec.Subnets = append(rec.Subnets, prefix.Masked())
+	}
+	last, had := b.networks[n.Name]
+	if had {
+		if len(rec.Subnets) == 0 {
+			rec.Subnets = last.Subnets
+		} else if !slices.Equal(rec.Subnets, last.Subnets) {
+			return &ValidationError{Object: n.object(), Problems: []Problem{{Path: "subnets", Value: fmt.Sprint(n.Subnets),
+				Reason: fmt.Sprintf("cannot be changed from %v; remove the network first, or make another", last.Subnets)}}}
+		}
+		rec.Virtual = last.Virtual
+	}
+	if err := f.opts.ranges.choose(&rec, b.networks); err != nil {
+		return fmt.Errorf("%s: %w", n.object(), err)
+	}
+	data, err := json.Marshal(rec)
+	if err != nil {
+		return err
+	}
+	b.networks[n.Name] = rec
+	if found && bytes.Equal(data, item.Value) {
+		return nil
+	}
+	b.Writes = append(b.Writes, store.Put(key, data))
+	return f.touch(ctx, b, guardNetworks)
+}
+
+// Remove ends services: their tasks are stopped and what belongs to them is
+// deleted, volumes excepted. It returns once that is stored; [Fleet.Wait] of
+// the name returns when nothing is left. A service that does not exist is a
+// [*NameError], and then none is removed.
+func (f *Fleet) Remove(ctx context.Context, names ...string) error {
+	ctx, done, err := f.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return f.change(ctx, func(b *batch) error {
+		for _, name := range names {
+			ns, base := splitName(name)
+			key := record.Key(record.Services, ns, base)
+			item, found, err := getKey(ctx, f.store, key)
+			if err != nil {
+				return err
+			}
+			if !found {
+				return &NameError{"service", name}
+			}
+			if b.guarded[key] {
+				continue // named twice
+			}
+			b.guard(item, key)
+			b.Writes = append(b.Writes, store.Delete(key))
+		}
+		return nil
+	})
+}
+
+// RemoveNetwork removes a network. While a service is attached to it, it is an
+// [*InUseError].
+func (f *Fleet) RemoveNetwork(ctx context.Context, name string) error {
+	ctx, done, err := f.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return f.change(ctx, func(b *batch) error {
+		key := record.Key(record.Networks, name)
+		item, found, err := getKey(ctx, f.store, key)
+		if err != nil {
+			return err
+		}
+		if !found {
+			return &NameError{"network", name}
+		}
+		if err := f.readServices(ctx, b); err != nil {
+			return err
+		}
+		var users []string
+		for service, s := range b.services {
+			if slices.Contains(s.Networks, name) {
+				users = append(users, service)
+			}
+		}
+		if len(users) > 0 {
+			slices.Sort(users)
+			return &InUseError{"network", name, users}
+		}
+		b.guard(item, key)
+		b.Writes = append(b.Writes, store.Delete(key))
+		return f.touch(ctx, b, guardNetworks)
+	})
+}
+
+// Scale sets a service's number of replicas; 0 runs none. Tasks that stay are
+// not restarted.
+func (f *Fleet) Scale(ctx context.Context, name string, replicas int) error {
+	if replicas == 0 {
+		replicas = None
+	}
+	ctx, done, err := f.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return f.change(ctx, func(b *batch) error {
+		st, err := f.service(ctx, name)
+		if err != nil {
+			return err
+		}
+		s := st.Service
+		s.Replicas = replicas
+		if err := s.Validate(); err != nil {
+			return err
+		}
+		return s.stage(ctx, f, b)
+	})
+}
+
+// getKey is store.Get for a key made of a caller's words: one that cannot be a
+// key names nothing.
+func getKey(ctx context.Context, s store.Store, key string) (store.Item, bool, error) {
+	if strings.Contains(strings.TrimPrefix(key, "/"), "//") || store.ValidateKey(key) != nil {
+		return store.Item{}, false, nil
+	}
+	return store.Get(ctx, s, key)
+}

@@ -1,0 +1,252 @@
+package orchestrate
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/orchestrate-go/orchestrate/internal/control"
+	"github.com/orchestrate-go/orchestrate/internal/record"
+	"github.com/orchestrate-go/orchestrate/runtime"
+	"github.com/orchestrate-go/orchestrate/scheduler"
+	"github.com/orchestrate-go/orchestrate/store"
+)
+
+// Fleet is a control plane: what an application holds and calls. Any number of
+// fleets can be open over one store; one of those that [Fleet.Run] leads, and
+// all of them serve calls. Make one with [New], or with package local, which
+// also runs it.
+//
+// A service's name in a call is "NAME" in the namespace "default" or
+// "NAMESPACE/NAME". All methods may be called from many goroutines, and end
+// with their context.
+type Fleet struct {
+	store store.Store
+	opts  options
+
+	mu      sync.Mutex // guards what follows
+	closed  bool
+	cancels map[*context.CancelFunc]struct{}
+	running sync.WaitGroup
+}
+
+type options struct {
+	id        string
+	logger    *slog.Logger
+	scheduler *scheduler.Scheduler
+	leaseTTL  time.Duration
+	lostAfter time.Duration
+	ranges    ranges
+	access    func(node string) (Access, error)
+}
+
+// Option changes a Fleet at its making.
+type Option func(*options)
+
+// WithID names this control plane among those of the fleet; random by default.
+func WithID(id string) Option { return func(o *options) { o.id = id } }
+
+// WithLogger sets where the fleet logs to; by default nowhere.
+func WithLogger(l *slog.Logger) Option { return func(o *options) { o.logger = l } }
+
+// WithScheduler replaces the scheduler, and with it the strategies that
+// services can name; see [scheduler.New].
+func WithScheduler(s *scheduler.Scheduler) Option { return func(o *options) { o.scheduler = s } }
+
+// WithLeaseTTL sets after how long without a sign of life another control
+// plane takes over; 10 s by default.
+func WithLeaseTTL(d time.Duration) Option { return func(o *options) { o.leaseTTL = d } }
+
+// WithLostAfter sets how long a node may be away before its tasks are replaced
+// elsewhere; 30 s by default.
+func WithLostAfter(d time.Duration) Option { return func(o *options) { o.lostAfter = d } }
+
+// WithAccess tells how to reach nodes for Logs, Exec and Stats.
+func WithAccess(f func(node string) (Access, error)) Option {
+	return func(o *options) { o.access = f }
+}
+
+// Access reaches into the tasks of one node. A node.Agent is one. An empty
+// container name means the first of the task's main containers. Unknown tasks
+// and containers are [ErrNotFound], containers that do not run
+// [ErrNotRunning].
+type Access interface {
+	Logs(ctx context.Context, task, container string, opts runtime.LogOptions, each func(runtime.LogLine) error) error
+	Exec(ctx context.Context, task, container string, exec runtime.Exec) (exitCode int, err error)
+	Stats(ctx context.Context, task, container string) (runtime.Stats, error)
+}
+
+// New returns a fleet over a store. It decides nothing until [Fleet.Run].
+func New(s store.Store, opts ...Option) (*Fleet, error) {
+	if s == nil {
+		return nil, errors.New("orchestrate: the store is nil; open one with store/bolt, or use package local")
+	}
+	f := &Fleet{store: s, cancels: map[*context.CancelFunc]struct{}{}}
+	for _, o := range opts {
+		o(&f.opts)
+	}
+	f.opts.id = cmp.Or(f.opts.id, "fleet-"+rand.Text()[:10])
+	if f.opts.logger == nil {
+		f.opts.logger = slog.New(slog.DiscardHandler)
+	}
+	if f.opts.scheduler == nil {
+		sched, err := scheduler.New(scheduler.Options{})
+		if err != nil {
+			return nil, err
+		}
+		f.opts.scheduler = sched
+	}
+	return f, nil
+}
+
+// Run campaigns to lead and, while it leads, makes true what was applied. It
+// blocks until ctx ends or [Fleet.Close], and then returns nil, or until it
+// cannot go on, and then says why.
+func (f *Fleet) Run(ctx context.Context) error {
+	ctx, done, err := f.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	loop, err := control.New(control.Options{
+		Store: f.store, ID: f.opts.id, Scheduler: f.opts.scheduler, Decode: decodeWorkload,
+		Logger: f.opts.logger, LeaseTTL: f.opts.leaseTTL, LostAfter: f.opts.lostAfter,
+	})
+	if err != nil {
+		return err
+	}
+	err = loop.Run(ctx)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// Close ends Run and every call under way, and waits for them. It leaves the
+// store and the nodes alone: tasks run on. Closing twice is no error.
+func (f *Fleet) Close() error {
+	f.mu.Lock()
+	f.closed = true
+	for cancel := range f.cancels {
+		(*cancel)()
+	}
+	f.mu.Unlock()
+	f.running.Wait()
+	return nil
+}
+
+// begin ties a call's context to the life of the fleet.
+func (f *Fleet) begin(ctx context.Context) (context.Context, func(), error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return nil, nil, ErrClosed
+	}
+	ctx, cancelCause := context.WithCancelCause(ctx)
+	cancel := context.CancelFunc(func() { cancelCause(ErrClosed) })
+	f.cancels[&cancel] = struct{}{}
+	f.running.Add(1)
+	return ctx, func() {
+		f.mu.Lock()
+		delete(f.cancels, &cancel)
+		f.mu.Unlock()
+		cancelCause(context.Canceled)
+		f.running.Done()
+	}, nil
+}
+
+// decodeWorkload is what the planner needs of a service's record.
+func decodeWorkload(namespace, name string, rec record.Service) (control.Workload, error) {
+	var s Service
+	if err := json.Unmarshal(rec.Spec, &s); err != nil {
+		return control.Workload{}, fmt.Errorf("service %s/%s: %w", namespace, name, err)
+	}
+	s.Namespace, s.Name = namespace, name
+	s = s.WithDefaults()
+	template, err := json.Marshal(s.Template)
+	if err != nil {
+		return control.Workload{}, fmt.Errorf("service %s/%s: %w", namespace, name, err)
+	}
+	request, err := s.request()
+	if err != nil {
+		return control.Workload{}, fmt.Errorf("service %s/%s: %w", namespace, name, err)
+	}
+	w := control.Workload{
+		Namespace: namespace, Name: name,
+		Replicas: max(s.Replicas, 0),
+		Revision: rec.Revision, Hash: rec.Hash, Template: template,
+		Request:  request,
+		Networks: s.Networks,
+		Update: control.Update{
+			Parallelism:      s.Update.Parallelism,
+			StopFirst:        s.stopFirst(),
+			Monitor:          max(s.Update.Monitor, 0),
+			ProgressDeadline: s.Update.ProgressDeadline,
+			MaxFailures:      s.Update.MaxFailures,
+		},
+	}
+	if !s.HostNetwork {
+		for _, p := range s.Ports {
+			w.Ports = append(w.Ports, record.Port{
+				Name: p.Name, Protocol: string(p.Protocol), Port: p.Port, Virtual: p.Virtual,
+				Published: p.Published, HostIP: p.HostIP,
+			})
+		}
+	}
+	return w, nil
+}
+
+// stopFirst resolves OrderAuto. s has its defaults filled in.
+func (s *Service) stopFirst() bool {
+	if s.Update.Order != OrderAuto {
+		return s.Update.Order == StopFirst
+	}
+	for _, v := range s.Volumes {
+		if v.Exclusive {
+			return true
+		}
+	}
+	return s.HostNetwork && len(s.Ports) > 0
+}
+
+// request is what one task of s asks of a node. s has its defaults filled in.
+func (s *Service) request() (scheduler.Request, error) {
+	r := scheduler.Request{
+		Namespace: s.Namespace, Service: s.Name, Labels: s.Labels,
+		MaxPerNode: s.Placement.MaxPerNode,
+		Priority:   int32(s.Placement.Priority),
+		Strategy:   s.Placement.Strategy,
+	}
+	for _, list := range [][]Container{s.Sidecars, s.Containers} {
+		for _, c := range list {
+			r.Resources.CPU += cmp.Or(c.Resources.CPU, c.Resources.CPULimit)
+			r.Resources.Memory += cmp.Or(c.Resources.Memory, c.Resources.MemoryLimit)
+			r.Images = append(r.Images, c.Image)
+		}
+	}
+	// Init containers run alone, one at a time: the greatest of them counts
+	// where it is more than the rest together.
+	for _, c := range s.Init {
+		r.Resources.CPU = max(r.Resources.CPU, cmp.Or(c.Resources.CPU, c.Resources.CPULimit))
+		r.Resources.Memory = max(r.Resources.Memory, cmp.Or(c.Resources.Memory, c.Resources.MemoryLimit))
+	}
+	for i, text := range s.Placement.Constraints {
+		c, err := scheduler.ParseConstraint(text)
+		if err != nil {
+			return r, fmt.Errorf("placement.constraints[%d]: %w", i, err)
+		}
+		r.Constraints = append(r.Constraints, c)
+	}
+	if s.HostNetwork {
+		for _, p := range s.Ports {
+			r.Ports = append(r.Ports, scheduler.HostPort{Port: p.Port, Protocol: string(p.Protocol)})
+		}
+	}
+	return r, nil
+}

@@ -1,0 +1,203 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/orchestrate-go/orchestrate/internal/record"
+	"github.com/orchestrate-go/orchestrate/store"
+)
+
+// maxWrites bounds one commit, below the default limit of etcd (128
+// operations in a transaction).
+const maxWrites = 100
+
+// outbox writes this node's records. Only the latest value of a key is worth
+// writing, so values that wait are replaced; everything that waits goes out in
+// one commit.
+type outbox struct {
+	store store.Store
+	log   *slog.Logger
+	lease func() store.LeaseID // the current one, for leased records
+
+	mu      sync.Mutex // guards what follows
+	pending map[string]pending
+	waiters []waiter
+	seq     uint64
+	written uint64 // every entry up to this seq is in the store
+	wake    chan struct{}
+}
+
+type pending struct {
+	value  []byte // nil deletes
+	leased bool
+	seq    uint64
+}
+
+type waiter struct {
+	seq  uint64
+	done chan struct{}
+}
+
+func newOutbox(s store.Store, log *slog.Logger, lease func() store.LeaseID) *outbox {
+	return &outbox{store: s, log: log, lease: lease, pending: map[string]pending{}, wake: make(chan struct{}, 1)}
+}
+
+// put queues a record. Leased records vanish with the agent's lease.
+func (o *outbox) put(key string, value any, leased bool) uint64 {
+	data, err := json.Marshal(value)
+	if err != nil {
+		panic("node: a record does not marshal: " + err.Error()) // records are plain data
+	}
+	return o.queue(key, pending{value: data, leased: leased})
+}
+
+// delete queues a deletion.
+func (o *outbox) delete(key string) uint64 { return o.queue(key, pending{}) }
+
+func (o *outbox) queue(key string, p pending) uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.seq++
+	p.seq = o.seq
+	o.pending[key] = p
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+	return o.seq
+}
+
+// flushed waits until what was queued up to seq is in the store.
+func (o *outbox) flushed(ctx context.Context, seq uint64) error {
+	o.mu.Lock()
+	if o.written >= seq {
+		o.mu.Unlock()
+		return nil
+	}
+	w := waiter{seq: seq, done: make(chan struct{})}
+	o.waiters = append(o.waiters, w)
+	o.mu.Unlock()
+	select {
+	case <-w.done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// run writes until ctx ends. While the store cannot be reached, records wait
+// and are replaced by newer ones.
+func (o *outbox) run(ctx context.Context) error {
+	delay := time.Duration(0)
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-o.wake:
+		case <-after(delay):
+		}
+		if err := o.flush(ctx); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			o.log.Warn("cannot write this node's records; trying again", "error", err)
+			delay = min(max(2*delay, 50*time.Millisecond), 5*time.Second)
+			continue
+		}
+		delay = 0
+	}
+}
+
+// after is time.After, but never for 0.
+func after(d time.Duration) <-chan time.Time {
+	if d == 0 {
+		return nil
+	}
+	return time.After(d)
+}
+
+// flush writes everything that waits.
+func (o *outbox) flush(ctx context.Context) error {
+	for {
+		o.mu.Lock()
+		all, upTo := o.pending, o.seq
+		o.pending = map[string]pending{}
+		o.mu.Unlock()
+		if len(all) == 0 {
+			o.settle(upTo)
+			return nil
+		}
+		// In the order in which they were queued, so that a status never
+		// appears before what it relies on.
+		keys := slices.SortedFunc(maps.Keys(all), func(a, b string) int {
+			return int(all[a].seq) - int(all[b].seq)
+		})
+		for chunk := range slices.Chunk(keys, maxWrites) {
+			if err := o.commit(ctx, chunk, all); err != nil {
+				o.putBack(all)
+				return err
+			}
+			for _, k := range chunk {
+				delete(all, k)
+			}
+		}
+		o.settle(upTo)
+	}
+}
+
+func (o *outbox) commit(ctx context.Context, keys []string, all map[string]pending) error {
+	var txn store.Txn
+	lease := o.lease()
+	for _, k := range keys {
+		p := all[k]
+		switch {
+		case p.value == nil:
+			txn.Writes = append(txn.Writes, store.Delete(k))
+		case p.leased && lease == "":
+			// Not registered yet: all leased records are written when we are.
+		case p.leased:
+			txn.Writes = append(txn.Writes, store.PutLeased(k, p.value, lease))
+		default:
+			txn.Writes = append(txn.Writes, store.Put(k, p.value))
+		}
+	}
+	_, err := o.store.Commit(ctx, txn)
+	return err
+}
+
+// putBack returns unwritten records to the queue, behind newer ones.
+func (o *outbox) putBack(all map[string]pending) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for k, p := range all {
+		if _, newer := o.pending[k]; !newer {
+			o.pending[k] = p
+		}
+	}
+}
+
+func (o *outbox) settle(upTo uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.written = max(o.written, upTo)
+	o.waiters = slices.DeleteFunc(o.waiters, func(w waiter) bool {
+		if w.seq > o.written {
+			return false
+		}
+		close(w.done)
+		return true
+	})
+}
+
+// statusKey and endpointKey are the keys of a task's records.
+func statusKey(node, task string) string { return record.Key(record.Statuses, node, task) }
+
+func endpointKey(network string, t *record.Task) string {
+	return record.Key(record.Endpoints, network, t.Namespace, t.Service, t.ID)
+}

@@ -1,0 +1,491 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/orchestrate-go/orchestrate/internal/record"
+	"github.com/orchestrate-go/orchestrate/network"
+	"github.com/orchestrate-go/orchestrate/store"
+)
+
+// traffic programs the node's balancer and names: the services' frontends from
+// the store, the endpoints of other nodes from the store, and this node's own
+// endpoints as its tasks say, without a way around through the store.
+type traffic struct {
+	agent     *Agent
+	log       *slog.Logger
+	wake      chan struct{}
+	frontends frontends
+	endpoints endpoints
+
+	mu      sync.Mutex               // guards what follows, and both mirrors
+	local   map[string]localEndpoint // by task
+	waiting []change                 // not yet programmed
+	refused map[string]error         // frontends that cannot be programmed, by service
+}
+
+// localEndpoint is a ready task of this node.
+type localEndpoint struct {
+	task      record.Task
+	addresses map[string][]netip.Addr
+	served    func(error) // told once it has traffic; nil when nobody asks
+}
+
+// change waits for the next programming.
+type change struct {
+	service string
+	task    string
+	done    chan struct{} // closed when it is programmed
+}
+
+// frontends and endpoints are followers of their prefixes.
+type frontends struct {
+	*traffic
+	all  map[string]record.Frontend // by NS/NAME
+	seen bool
+}
+
+type endpoints struct {
+	*traffic
+	all  map[string]remote // by key
+	seen bool
+}
+
+type remote struct {
+	network, service string
+	record.Endpoint
+}
+
+func newTraffic(a *Agent) *traffic {
+	t := &traffic{
+		agent: a, log: a.log, wake: make(chan struct{}, 1),
+		local: map[string]localEndpoint{}, refused: map[string]error{},
+	}
+	t.frontends = frontends{traffic: t, all: map[string]record.Frontend{}}
+	t.endpoints = endpoints{traffic: t, all: map[string]remote{}}
+	a.nets.onSpecs = t.kick
+	return t
+}
+
+func (t *traffic) kick() {
+	select {
+	case t.wake <- struct{}{}:
+	default:
+	}
+}
+
+// set gives a task traffic. served is called, without the traffic's lock held,
+// once the node sends connections to it, or with why it cannot.
+func (t *traffic) set(rec record.Task, addresses map[string][]netip.Addr, served func(error)) {
+	t.mu.Lock()
+	t.local[rec.ID] = localEndpoint{rec, maps.Clone(addresses), served}
+	t.mu.Unlock()
+	t.publish(rec, addresses)
+	t.kick()
+}
+
+// publish tells the other nodes.
+func (t *traffic) publish(rec record.Task, addresses map[string][]netip.Addr) {
+	for n, addrs := range addresses {
+		t.agent.out.put(endpointKey(n, &rec), record.Endpoint{
+			Task: rec.ID, Node: t.agent.id(), Slot: rec.Slot, Revision: rec.Revision, Addresses: addrs,
+		}, true)
+	}
+}
+
+// republish writes all endpoints anew, under a new lease.
+func (t *traffic) republish() {
+	t.mu.Lock()
+	local := maps.Clone(t.local)
+	t.mu.Unlock()
+	for _, e := range local {
+		t.publish(e.task, e.addresses)
+	}
+}
+
+// withdraw takes a task's traffic away, and does not wait for it.
+func (t *traffic) withdraw(task string) { t.remove(task) }
+
+// withdrawn takes a task's traffic away and returns when no new connection
+// goes to it from this node. The error is that ctx ended.
+func (t *traffic) withdrawn(ctx context.Context, task string) error {
+	done := t.remove(task)
+	if done == nil {
+		return nil
+	}
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (t *traffic) remove(task string) <-chan struct{} {
+	t.mu.Lock()
+	e, ok := t.local[task]
+	if !ok {
+		// It may have been withdrawn a moment ago: then that is waited for.
+		defer t.mu.Unlock()
+		for _, c := range t.waiting {
+			if c.task == task {
+				return c.done
+			}
+		}
+		return nil
+	}
+	delete(t.local, task)
+	c := change{service: service(e.task), task: task, done: make(chan struct{})}
+	t.waiting = append(t.waiting, c)
+	t.mu.Unlock()
+	for n := range e.addresses {
+		t.agent.out.delete(endpointKey(n, &e.task))
+	}
+	t.kick()
+	return c.done
+}
+
+func service(t record.Task) string { return t.Namespace + "/" + t.Service }
+
+// run programs every change. The first time it waits until everything is
+// known, so that the rules of an earlier agent hold until then.
+func (t *traffic) run(ctx context.Context) error {
+	select {
+	case <-t.agent.adopted:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	var again <-chan time.Time
+	failures := 0
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.wake:
+		case <-again:
+		}
+		again = nil
+		t.mu.Lock()
+		known := t.frontends.seen && t.endpoints.seen
+		t.mu.Unlock()
+		if !known {
+			continue // its snapshot wakes us
+		}
+		if err := t.program(ctx); err != nil && ctx.Err() == nil {
+			failures++
+			delay := delayAfter(failures, 50*time.Millisecond, 10*time.Second)
+			t.log.Error("cannot program the balancer; trying again", "error", err, "in", delay)
+			again = time.After(delay)
+			continue
+		}
+		failures = 0
+	}
+}
+
+// program makes balancer and names what the records say now.
+func (t *traffic) program(ctx context.Context) error {
+	t.mu.Lock()
+	rules, zones := t.rules(), t.zones()
+	waiting := t.waiting
+	t.waiting = nil
+	var served []localEndpoint
+	for id, e := range t.local {
+		if e.served != nil && t.reachable(e) {
+			served = append(served, e)
+			e.served = nil
+			t.local[id] = e
+		}
+	}
+	t.mu.Unlock()
+
+	refused, err := t.install(ctx, rules)
+	if err == nil && t.agent.opts.Resolver != nil {
+		if err := t.agent.opts.Resolver.Set(zones); err != nil {
+			// Names can wait; traffic by address works.
+			t.log.Error("cannot serve names", "error", err)
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err != nil {
+		t.waiting = append(waiting, t.waiting...)
+		for _, e := range served {
+			if now, ok := t.local[e.task.ID]; ok && now.served == nil {
+				now.served = e.served
+				t.local[e.task.ID] = now
+			}
+		}
+		return err
+	}
+	changed := !maps.EqualFunc(refused, t.refused, func(a, b error) bool { return a.Error() == b.Error() })
+	t.refused = refused
+	for _, c := range waiting {
+		close(c.done)
+	}
+	// Whoever is told takes its own lock, under which it may call set.
+	t.mu.Unlock()
+	for _, e := range served {
+		e.served(refused[service(e.task)])
+	}
+	if changed && len(refused) > 0 {
+		for s, err := range refused {
+			t.log.Error("a service cannot be published", "service", s, "error", err)
+		}
+	}
+	t.mu.Lock()
+	return nil
+}
+
+// reachable reports whether all that leads to an endpoint is known: the
+// virtual addresses of its service, if it has ports. t.mu is held.
+func (t *traffic) reachable(e localEndpoint) bool {
+	if !e.task.Frontend {
+		return true
+	}
+	_, ok := t.frontends.all[service(e.task)]
+	return ok
+}
+
+// install programs rules. Those of a service whose frontend is taken are left
+// out and named, so that one bad service does not stop the others.
+func (t *traffic) install(ctx context.Context, rules []network.Rule) (refused map[string]error, err error) {
+	refused = map[string]error{}
+	if t.agent.opts.Balancer == nil {
+		return refused, nil
+	}
+	for {
+		err := t.agent.opts.Balancer.Program(ctx, rules)
+		var conflict *network.ConflictError
+		if !errors.As(err, &conflict) || len(conflict.Services) == 0 {
+			return refused, err
+		}
+		// Of two services the one that was there before keeps the frontend;
+		// the control plane refuses a second one, so this is a race at most.
+		loser := conflict.Services[len(conflict.Services)-1]
+		before := len(rules)
+		rules = slices.DeleteFunc(slices.Clone(rules), func(r network.Rule) bool {
+			return r.Service == loser && !r.Address.IsValid()
+		})
+		if len(rules) == before {
+			return refused, err
+		}
+		refused[loser] = fmt.Errorf("publish %s: %w", loser, err)
+	}
+}
+
+// backends lists the ready endpoints of every service by network.
+func (t *traffic) backends() map[string]map[string][]record.Endpoint {
+	all := map[string]map[string][]record.Endpoint{}
+	add := func(service, network string, e record.Endpoint) {
+		if all[service] == nil {
+			all[service] = map[string][]record.Endpoint{}
+		}
+		all[service][network] = append(all[service][network], e)
+	}
+	for _, e := range t.endpoints.all {
+		if e.Node != t.agent.id() { // our own are known better
+			add(e.service, e.network, e.Endpoint)
+		}
+	}
+	for _, e := range t.local {
+		for n, addrs := range e.addresses {
+			add(service(e.task), n, record.Endpoint{Task: e.task.ID, Slot: e.task.Slot, Addresses: addrs})
+		}
+	}
+	for _, nets := range all {
+		for _, es := range nets {
+			slices.SortFunc(es, func(a, b record.Endpoint) int {
+				return cmp.Or(cmp.Compare(a.Slot, b.Slot), cmp.Compare(a.Task, b.Task))
+			})
+		}
+	}
+	return all
+}
+
+// rules are what the balancer is to do. t.mu is held.
+func (t *traffic) rules() []network.Rule {
+	all := t.backends()
+	var rules []network.Rule
+	for _, name := range slices.Sorted(maps.Keys(t.frontends.all)) {
+		fe := t.frontends.all[name]
+		for _, p := range fe.Ports {
+			to := func(net string) (addrs []netip.AddrPort) {
+				for _, e := range all[name][net] {
+					for _, a := range e.Addresses {
+						addrs = append(addrs, netip.AddrPortFrom(a, p.Port))
+					}
+				}
+				return addrs
+			}
+			for _, net := range slices.Sorted(maps.Keys(fe.Addresses)) {
+				for _, vip := range fe.Addresses[net] {
+					rules = append(rules, network.Rule{
+						Service: name, Protocol: network.Protocol(p.Protocol),
+						Address: vip, Port: p.Virtual, Endpoints: to(net),
+					})
+				}
+			}
+			if p.Published == 0 {
+				continue
+			}
+			host, _ := netip.ParseAddr(p.HostIP)
+			var backends []netip.AddrPort
+			for _, net := range slices.Sorted(maps.Keys(fe.Addresses)) {
+				if backends = to(net); len(backends) > 0 {
+					break // a task of several networks is one endpoint
+				}
+			}
+			rules = append(rules, network.Rule{
+				Service: name, Protocol: network.Protocol(p.Protocol),
+				HostIP: host, Port: p.Published, Endpoints: backends,
+			})
+		}
+	}
+	return rules
+}
+
+// zones are the names of every network of the node. A service is known by its
+// name to tasks of any namespace when the name is unique, and always as
+// NAME.NAMESPACE. t.mu is held.
+func (t *traffic) zones() []Zone {
+	all := t.backends()
+	var zones []Zone
+	for _, spec := range t.agent.nets.made() {
+		z := Zone{Network: spec.Name, Subnets: spec.Subnets, Listen: spec.Driver().Gateways(), Names: map[string][]netip.Addr{}}
+		names := map[string]bool{}
+		for s, fe := range t.frontends.all {
+			if len(fe.Addresses[spec.Name]) > 0 {
+				names[s] = true
+			}
+		}
+		for s, nets := range all {
+			if len(nets[spec.Name]) > 0 {
+				names[s] = true
+			}
+		}
+		for s := range names {
+			ns, name, _ := strings.Cut(s, "/")
+			var tasks []netip.Addr
+			slots := map[string][]netip.Addr{}
+			for _, e := range all[s][spec.Name] {
+				tasks = append(tasks, e.Addresses...)
+				slot := fmt.Sprintf("%d.%s", e.Slot, name)
+				slots[slot] = append(slots[slot], e.Addresses...)
+			}
+			virtual := t.frontends.all[s].Addresses[spec.Name]
+			if len(virtual) == 0 {
+				virtual = tasks // without ports there is nothing to balance
+			}
+			put := func(n string, addrs []netip.Addr) {
+				z.Names[n+"."+ns] = addrs
+				if ns == "default" || z.Names[n] == nil {
+					z.Names[n] = addrs
+				}
+			}
+			put(name, virtual)
+			put("tasks."+name, tasks)
+			for slot, addrs := range slots {
+				put(slot, addrs)
+			}
+		}
+		zones = append(zones, z)
+	}
+	slices.SortFunc(zones, func(a, b Zone) int { return strings.Compare(a.Network, b.Network) })
+	return zones
+}
+
+// Reset takes the frontends of the snapshot.
+func (f *frontends) Reset(s store.Snapshot) error {
+	f.mu.Lock()
+	clear(f.all)
+	for _, item := range s.Items {
+		f.read(item)
+	}
+	f.seen = true
+	f.mu.Unlock()
+	f.kick()
+	return nil
+}
+
+// Apply follows one commit.
+func (f *frontends) Apply(b store.Batch) error {
+	f.mu.Lock()
+	for _, c := range b.Changes {
+		if c.Deleted {
+			delete(f.all, strings.TrimPrefix(c.Item.Key, record.Frontends))
+		} else {
+			f.read(c.Item)
+		}
+	}
+	f.mu.Unlock()
+	f.kick()
+	return nil
+}
+
+func (f *frontends) read(item store.Item) {
+	var rec record.Frontend
+	if err := json.Unmarshal(item.Value, &rec); err != nil {
+		f.log.Error("cannot read a frontend's record", "key", item.Key, "error", err)
+		return
+	}
+	f.all[strings.TrimPrefix(item.Key, record.Frontends)] = rec
+}
+
+// Reset takes the endpoints of the snapshot.
+func (e *endpoints) Reset(s store.Snapshot) error {
+	e.mu.Lock()
+	clear(e.all)
+	for _, item := range s.Items {
+		e.read(item)
+	}
+	e.seen = true
+	e.mu.Unlock()
+	e.kick()
+	return nil
+}
+
+// Apply follows one commit. Those of this node change nothing here.
+func (e *endpoints) Apply(b store.Batch) error {
+	e.mu.Lock()
+	foreign := false
+	for _, c := range b.Changes {
+		before, had := e.all[c.Item.Key]
+		if c.Deleted {
+			delete(e.all, c.Item.Key)
+			foreign = foreign || had && before.Node != e.agent.id()
+		} else {
+			foreign = e.read(c.Item) || foreign
+		}
+	}
+	e.mu.Unlock()
+	if foreign {
+		e.kick()
+	}
+	return nil
+}
+
+// read reports whether the endpoint is of another node.
+func (e *endpoints) read(item store.Item) bool {
+	parts := record.Split(item.Key, record.Endpoints, 4)
+	if parts == nil {
+		return false
+	}
+	var rec record.Endpoint
+	if err := json.Unmarshal(item.Value, &rec); err != nil {
+		e.log.Error("cannot read an endpoint's record", "key", item.Key, "error", err)
+		return false
+	}
+	e.all[item.Key] = remote{network: parts[0], service: parts[1] + "/" + parts[2], Endpoint: rec}
+	return rec.Node != e.agent.id()
+}

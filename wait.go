@@ -1,0 +1,290 @@
+package orchestrate
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/orchestrate-go/orchestrate/internal/record"
+	"github.com/orchestrate-go/orchestrate/store"
+)
+
+// Outcome is how a rollout ended.
+type Outcome string
+
+// The outcomes.
+const (
+	// RolloutCompleted: the service is what its spec says, and every task
+	// stayed ready for the monitor time.
+	RolloutCompleted Outcome = "completed"
+	// RolloutFailed: it could not be made so; Reason says why.
+	RolloutFailed Outcome = "failed"
+	// RolloutSuperseded: a later Apply or Scale changed the spec before.
+	RolloutSuperseded Outcome = "superseded"
+	// RolloutRemoved: the service was removed and nothing of it is left.
+	RolloutRemoved Outcome = "removed"
+)
+
+// Reason is why a rollout failed.
+type Reason string
+
+// The reasons.
+const (
+	ReasonDeadline Reason = "progress-deadline" // no further task became ready in time
+	ReasonFailures Reason = "task-failures"     // too many new tasks failed
+	ReasonCapacity Reason = "no-capacity"       // tasks could not be placed in time
+)
+
+// Result is how a service's rollout ended.
+type Result struct {
+	Service  string // NAMESPACE/NAME
+	Revision int64
+	Outcome  Outcome
+	Reason   Reason   // of RolloutFailed
+	Message  string   // for a person
+	Failure  *Failure // the last failure of a new task, with the lines it logged
+	Desired  int      // tasks wanted
+	Updated  int      // tasks of the newest revision
+	Ready    int      // tasks that take traffic
+	Started  time.Time
+	Ended    time.Time
+}
+
+// Err returns nil for a rollout that completed or a service that was removed,
+// and else a [*RolloutError].
+func (r Result) Err() error {
+	if r.Outcome == RolloutCompleted || r.Outcome == RolloutRemoved {
+		return nil
+	}
+	return &RolloutError{r}
+}
+
+// String is the result in a line.
+func (r Result) String() string {
+	s := fmt.Sprintf("service %s revision %d: %s", r.Service, r.Revision, r.Outcome)
+	if r.Outcome != RolloutRemoved {
+		s += fmt.Sprintf(" with %d of %d tasks ready", r.Ready, r.Desired)
+	}
+	if r.Reason != "" {
+		s += fmt.Sprintf(" (%s)", r.Reason)
+	}
+	if r.Message != "" {
+		s += ": " + r.Message
+	}
+	return s
+}
+
+// RolloutError is a rollout that did not complete.
+type RolloutError struct{ Result Result }
+
+func (e *RolloutError) Error() string { return e.Result.String() }
+
+// Wait returns how the rollout of a service's spec ends, at once when it has.
+// The spec is the one at the time of the call: when a later one takes its
+// place, the result is [RolloutSuperseded]. Of a removed service it returns
+// when nothing is left. A service that never was is a [*NameError].
+func (f *Fleet) Wait(ctx context.Context, name string) (Result, error) {
+	ctx, done, err := f.begin(ctx)
+	if err != nil {
+		return Result{}, err
+	}
+	defer done()
+	ns, base := splitName(name)
+	r := Result{Service: ns + "/" + base}
+	item, found, err := getKey(ctx, f.store, record.Key(record.Services, ns, base))
+	if err != nil {
+		return r, err
+	}
+	if !found {
+		return r, f.waitRemoved(ctx, &r, name)
+	}
+	var rec record.Service
+	if err := json.Unmarshal(item.Value, &rec); err != nil {
+		return r, fmt.Errorf("read %s: %w", item.Key, err)
+	}
+	r.Revision = rec.Revision
+	w := &waiter{result: r, service: item}
+	if err := f.watchTwo(ctx, w); err != nil {
+		return w.result, err
+	}
+	return w.result, nil
+}
+
+// waiter decides the end of a Wait from the records of one service.
+type waiter struct {
+	result  Result
+	service store.Item
+}
+
+// step takes a change of either record and reports whether that is the end.
+func (w *waiter) step(c store.Change) (bool, error) {
+	if strings.HasPrefix(c.Item.Key, record.Services) {
+		if c.Deleted || c.Item.Revision != w.service.Revision {
+			w.result.Outcome = RolloutSuperseded
+			w.result.Message = "a later change took its place"
+			if c.Deleted {
+				w.result.Message = "the service was removed"
+			}
+			w.result.Ended = time.Now().UTC()
+			return true, nil
+		}
+		return false, nil
+	}
+	if c.Deleted {
+		return false, nil
+	}
+	var rec record.Rollout
+	if err := json.Unmarshal(c.Item.Value, &rec); err != nil {
+		return true, fmt.Errorf("read %s: %w", c.Item.Key, err)
+	}
+	r := &w.result
+	r.Desired, r.Updated, r.Ready, r.Started = rec.Desired, rec.Updated, rec.Ready, rec.Started
+	if rec.Spec != w.service.Revision || rec.State == record.Progressing {
+		return false, nil
+	}
+	r.Ended, r.Reason, r.Message = rec.Ended, Reason(rec.Reason), rec.Message
+	r.Outcome = RolloutCompleted
+	if rec.State == record.RolloutFailed {
+		r.Outcome = RolloutFailed
+		r.Failure = readFailure(rec.Failure)
+	}
+	return true, nil
+}
+
+// watchTwo feeds w with the service's spec and rollout until it is satisfied.
+func (f *Fleet) watchTwo(ctx context.Context, w *waiter) error {
+	rollout := record.Rollouts + strings.TrimPrefix(w.service.Key, record.Services)
+	for {
+		ctx, cancel := context.WithCancel(ctx)
+		err := f.watchOnce(ctx, w, w.service.Key, rollout)
+		cancel()
+		if !isCompacted(err) {
+			return err
+		}
+	}
+}
+
+func (f *Fleet) watchOnce(ctx context.Context, w *waiter, service, rollout string) error {
+	var channels [2]<-chan store.Batch
+	for i, key := range []string{service, rollout} {
+		// Keys behind this one may begin with it: they are passed over.
+		snapshot, err := f.store.List(ctx, key)
+		if err != nil {
+			return err
+		}
+		present := false
+		for _, item := range snapshot.Items {
+			if item.Key == key {
+				present = true
+				if end, err := w.step(store.Change{Item: item}); end || err != nil {
+					return err
+				}
+			}
+		}
+		if key == service && !present {
+			_, err := w.step(store.Change{Item: store.Item{Key: key}, Deleted: true})
+			return err
+		}
+		if channels[i], err = f.store.Watch(ctx, key, snapshot.Revision); err != nil {
+			return err
+		}
+	}
+	for {
+		var batch store.Batch
+		var ok bool
+		select {
+		case batch, ok = <-channels[0]:
+		case batch, ok = <-channels[1]:
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if !ok {
+			return store.ErrClosed
+		}
+		if batch.Err != nil {
+			return batch.Err
+		}
+		for _, c := range batch.Changes {
+			if c.Item.Key != service && c.Item.Key != rollout {
+				continue
+			}
+			if end, err := w.step(c); end || err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// waitRemoved waits until nothing is left of a service without a spec.
+func (f *Fleet) waitRemoved(ctx context.Context, r *Result, name string) error {
+	ns, base := splitName(name)
+	first := true
+	for {
+		// What may be left: the leader deletes the rollout last.
+		key := record.Key(record.Rollouts, ns, base)
+		if _, _, err := getKey(ctx, f.store, key); err != nil || store.ValidateKey(key) != nil {
+			return &NameError{"service", name}
+		}
+		snapshot, err := f.store.List(ctx, key)
+		if err != nil {
+			return err
+		}
+		left := false
+		for _, item := range snapshot.Items {
+			left = left || item.Key == key
+		}
+		if !left {
+			tasks, err := f.tasks(ctx, name)
+			if err != nil {
+				return err
+			}
+			left = len(tasks) > 0
+		}
+		if !left {
+			if first {
+				return &NameError{"service", name}
+			}
+			r.Outcome, r.Ended = RolloutRemoved, time.Now().UTC()
+			return nil
+		}
+		first = false
+		if err := f.next(ctx, []string{key, record.Tasks}, snapshot.Revision); err != nil {
+			return err
+		}
+	}
+}
+
+// next returns after the next change of one of the prefixes.
+func (f *Fleet) next(ctx context.Context, prefixes []string, after int64) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	woken := make(chan error, len(prefixes))
+	for _, p := range prefixes {
+		ch, err := f.store.Watch(ctx, p, after)
+		if err != nil {
+			if isCompacted(err) {
+				return nil
+			}
+			return err
+		}
+		f.running.Go(func() {
+			batch, ok := <-ch
+			if !ok && ctx.Err() == nil {
+				batch.Err = store.ErrClosed
+			}
+			woken <- batch.Err
+		})
+	}
+	select {
+	case err := <-woken:
+		if isCompacted(err) {
+			return nil
+		}
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
