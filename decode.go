@@ -77,7 +77,7 @@ func decode(data []byte, v reflect.Value) []Problem {
 	// also bounds the depth, to encoding/json's 10,000.
 	if err := json.Unmarshal(data, new(json.RawMessage)); err != nil {
 		if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
-			read := data[:max(min(int(syntax.Offset), len(data)), 1)-min(1, len(data))]
+			read := data[:max(min(int(syntax.Offset), len(data))-1, 0)] // Offset counts the byte that is wrong
 			line := 1 + bytes.Count(read, []byte("\n"))
 			column := len(read) - bytes.LastIndexByte(read, '\n')
 			return fail("is not JSON: line %d, column %d: %v", line, column, err)
