@@ -1,0 +1,2 @@
+// Package bridge is the network of a node in the Linux kernel.
+package bridge

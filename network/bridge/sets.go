@@ -1,0 +1,138 @@
+//go:build linux
+
+package bridge
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+
+	"github.com/orchestrate-go/orchestrate/network"
+)
+
+// The sets about networks.
+const (
+	setBridges  = "bridges"  // interface names of all bridges
+	setSame     = "same"     // the same name twice: in and out of one bridge
+	setInternal = "internal" // bridges of internal networks
+	setSubnets  = "subnets"  // addresses of tasks; by family
+	setVirtual  = "virtual"  // ranges of virtual addresses; by family
+)
+
+// The sets and maps about services; each by family.
+const (
+	// address, protocol, port -> goto the chain for the number of endpoints
+	mapVirtual = "virtual-ports"
+	mapHost    = "host-ports" // published on one address of the node
+	// protocol, port -> the same
+	mapAll = "published-ports"
+	// address (0 for a port published on all), protocol, port, number of the
+	// endpoint -> its address and port
+	mapEndpoints = "endpoints"
+	setRefused   = "refused" // address, protocol, port without endpoints
+	setHairpin   = "hairpin" // an endpoint's address twice: a task that reaches itself
+)
+
+func suffix(ipv4 bool) string {
+	if ipv4 {
+		return "4"
+	}
+	return "6"
+}
+
+var networkSets = []string{setBridges, setSame, setInternal, setSubnets + "4", setSubnets + "6", setVirtual + "4", setVirtual + "6"}
+
+var serviceSets = []string{mapVirtual, mapHost, mapAll, mapEndpoints, setRefused, setHairpin}
+
+// allSets returns every set and map of the table, in the order of their IDs.
+func allSets() []*nftables.Set {
+	pair := func(types ...nftables.SetDatatype) nftables.SetDatatype {
+		return nftables.MustConcatSetType(types...) // at most five: cannot fail
+	}
+	sets := []*nftables.Set{
+		{Name: setBridges, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
+		{Name: setSame, KeyType: pair(nftables.TypeIFName, nftables.TypeIFName), KeyByteOrder: binaryutil.NativeEndian, Concatenation: true},
+		{Name: setInternal, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
+	}
+	for _, ipv4 := range []bool{true, false} {
+		f, addr := suffix(ipv4), nftables.TypeIP6Addr
+		if ipv4 {
+			addr = nftables.TypeIPAddr
+		}
+		frontend := pair(addr, nftables.TypeInetProto, nftables.TypeInetService)
+		sets = append(sets,
+			&nftables.Set{Name: setSubnets + f, KeyType: addr, Interval: true},
+			&nftables.Set{Name: setVirtual + f, KeyType: addr, Interval: true},
+			&nftables.Set{Name: mapVirtual + f, KeyType: frontend, Concatenation: true, IsMap: true, DataType: nftables.TypeVerdict},
+			&nftables.Set{Name: mapHost + f, KeyType: frontend, Concatenation: true, IsMap: true, DataType: nftables.TypeVerdict},
+			&nftables.Set{Name: mapAll + f, KeyType: pair(nftables.TypeInetProto, nftables.TypeInetService), Concatenation: true, IsMap: true, DataType: nftables.TypeVerdict},
+			&nftables.Set{Name: mapEndpoints + f, KeyType: pair(addr, nftables.TypeInetProto, nftables.TypeInetService, nftables.TypeMark), Concatenation: true, IsMap: true, DataType: pair(addr, nftables.TypeInetService)},
+			&nftables.Set{Name: setRefused + f, KeyType: frontend, Concatenation: true},
+			&nftables.Set{Name: setHairpin + f, KeyType: pair(addr, addr), Concatenation: true},
+		)
+	}
+	return sets
+}
+
+// networkElements returns what the sets about networks hold.
+func networkElements(nets []*segment) map[string][]nftables.SetElement {
+	elements := map[string][]nftables.SetElement{}
+	ranges := map[string][]netip.Prefix{}
+	add := func(set string, key []byte) {
+		elements[set] = append(elements[set], nftables.SetElement{Key: key})
+	}
+	for _, nw := range nets {
+		name := interfaceKey(nw.bridge)
+		add(setBridges, name)
+		add(setSame, append(slices.Clone(name), name...))
+		if nw.Internal {
+			add(setInternal, name)
+		}
+		for _, p := range nw.Subnets {
+			set := setSubnets + suffix(p.Addr().Is4())
+			ranges[set] = append(ranges[set], p.Masked())
+		}
+		for _, p := range nw.Virtual {
+			set := setVirtual + suffix(p.Addr().Is4())
+			ranges[set] = append(ranges[set], p.Masked())
+		}
+	}
+	for set, prefixes := range ranges {
+		elements[set] = intervals(prefixes)
+	}
+	return elements
+}
+
+// interfaceKey is an interface's name as the kernel compares it.
+func interfaceKey(name string) []byte {
+	key := make([]byte, 16) // IFNAMSIZ
+	copy(key, name)
+	return key
+}
+
+// intervals returns prefixes that do not overlap as elements of an interval
+// set: the first address of each, and the first after it, unless the next
+// range begins there.
+func intervals(prefixes []netip.Prefix) []nftables.SetElement {
+	slices.SortFunc(prefixes, func(a, b netip.Prefix) int {
+		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+	})
+	var elements []nftables.SetElement
+	var end netip.Addr // the first address after the range that is open
+	for _, p := range prefixes {
+		if p.Addr() != end {
+			if end.IsValid() {
+				elements = append(elements, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
+			}
+			elements = append(elements, nftables.SetElement{Key: p.Addr().AsSlice()})
+		}
+		end = network.Broadcast(p).Next()
+	}
+	if end.IsValid() {
+		elements = append(elements, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
+	}
+	return elements
+}
