@@ -45,14 +45,14 @@ type Problem struct {
 	Reason string
 }
 
-// Error is the problem in one line.
+// Error is the problem in one line, long names shortened.
 func (p Problem) Error() string {
 	s := p.Reason
 	if p.Value != "" {
 		s = p.Value + " " + s
 	}
 	if p.Path != "" {
-		s = p.Path + ": " + s
+		s = cut(p.Path, 400) + ": " + s
 	}
 	return s
 }

@@ -34,7 +34,7 @@ func join(path, name string) string {
 func at(path string, i int) string { return path + "[" + strconv.Itoa(i) + "]" }
 
 // atKey is the path of an entry of the map at path.
-func atKey(path, key string) string { return path + "[" + strconv.Quote(shorten(key)) + "]" }
+func atKey(path, key string) string { return path + "[" + strconv.Quote(key) + "]" }
 
 // parent is the path that path is in, or one that does not exist.
 func parent(path string) string { return path[:max(strings.LastIndexAny(path, ".["), 0)] }
@@ -146,14 +146,16 @@ func show(value any) string {
 	return fmt.Sprint(value)
 }
 
-func shorten(s string) string {
-	const most = 100
+func shorten(s string) string { return cut(s, 100) }
+
+// cut bounds the length of s, between two characters.
+func cut(s string, most int) string {
 	if len(s) <= most {
 		return s
 	}
-	cut := most - len("…")
-	for cut > 0 && !utf8.RuneStart(s[cut]) {
-		cut--
+	end := most - len("…")
+	for end > 0 && !utf8.RuneStart(s[end]) {
+		end--
 	}
-	return s[:cut] + "…"
+	return s[:end] + "…"
 }
