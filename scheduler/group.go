@@ -20,8 +20,9 @@ type Group struct {
 	picks    []int32
 	shapes   []*shape // by pick; nil when all are sh
 	victims  []victim
-	shut     bool // the skew allowed ended it
-	fit      int  // replicas that had a node, even if the gang gave them up
+	spared   map[int32]bool // by shape: tasks that preemption leaves alone
+	shut     bool           // the skew allowed ended it
+	fit      int            // replicas that had a node, even if the gang gave them up
 	near     neighbours
 	decision *Decision
 }

@@ -126,7 +126,8 @@ func (g *Group) lowerTasks(slot int32) []int32 {
 	c := g.c
 	var list []int32
 	for i := c.nodes[slot].head; i != none; i = c.tasks.entries[i].next {
-		if c.shapes[c.tasks.entries[i].shape].req.Priority < g.r.Priority {
+		sh := c.shapes[c.tasks.entries[i].shape]
+		if sh.req.Priority < g.r.Priority && !g.spares(sh) {
 			list = append(list, i)
 		}
 	}
@@ -145,6 +146,24 @@ func (g *Group) lowerTasks(slot int32) []int32 {
 			cmp.Compare(c.tasks.entries[a].id, c.tasks.entries[b].id))
 	})
 	return list
+}
+
+// spares reports whether tasks of sh stay because someone, or the group itself,
+// requires to be near them.
+func (g *Group) spares(sh *shape) bool {
+	spared, known := g.spared[sh.id]
+	if !known {
+		spared = g.c.wantedNear(&sh.req)
+		for k := range g.r.Affinity {
+			a := &g.r.Affinity[k]
+			spared = spared || !a.Preferred && a.selects(g.r.Namespace, &sh.req)
+		}
+		if g.spared == nil {
+			g.spared = map[int32]bool{}
+		}
+		g.spared[sh.id] = spared
+	}
+	return spared
 }
 
 // evict releases the tasks; the next pick is who they go for.
