@@ -121,6 +121,9 @@ func (v *view) startIn(number int, from *task) {
 			return
 		}
 	}
+	if v.started[number] {
+		return // one at a time
+	}
 	st := start{slot: number, from: from}
 	if b := v.rollout.Slots[number]; b.Failures > 0 {
 		if due := b.Last.Add(delay(b.Failures)); due.After(v.now) {
@@ -129,6 +132,10 @@ func (v *view) startIn(number int, from *task) {
 		}
 		st.avoid = b.Node
 	}
+	if v.started == nil {
+		v.started = map[int]bool{}
+	}
+	v.started[number] = true
 	v.starts = append(v.starts, st)
 }
 

@@ -28,6 +28,7 @@ func (v *view) hold() {
 		heir := v.heir(t)
 		switch {
 		case t.over() || t.lost():
+			heir = v.successor(t)
 			if v.proven(t) && !dismissed(t) && heir == nil {
 				v.startIn(t.rec.Slot, t)
 			} else if t.over() || t.node.rec == nil {
@@ -58,13 +59,21 @@ func (v *view) hold() {
 	}
 }
 
-// heir is the task that has taken t's place, if there is one: a later one of
-// the same slot and template.
-func (v *view) heir(t *task) *task {
+// successor is the task that has taken t's place, if there is one: a later one
+// of the same slot and template.
+func (v *view) successor(t *task) *task {
 	for _, h := range v.slot(t.rec.Slot).tasks {
-		if h != t && h.live() && !h.node.leaving() && h.rec.Hash == t.rec.Hash && h.rec.Created.After(t.rec.Created) {
+		if h != t && h.live() && h.rec.Hash == t.rec.Hash && h.rec.Created.After(t.rec.Created) {
 			return h
 		}
+	}
+	return nil
+}
+
+// heir is t's successor, if that is there to stay.
+func (v *view) heir(t *task) *task {
+	if h := v.successor(t); h != nil && !h.node.leaving() {
+		return h
 	}
 	return nil
 }

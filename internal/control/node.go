@@ -79,9 +79,7 @@ func (s *State) changeNode(id string, c store.Change) error {
 	rec.ID = id
 	known := n.rec != nil
 	n.rec = &rec
-	if err := s.offer(n); err != nil {
-		return err
-	}
+	err := s.offer(n) // of a node that the scheduler refuses, the tasks still count
 	if !known {
 		for t := range n.tasks {
 			s.bind(t)
@@ -89,7 +87,7 @@ func (s *State) changeNode(id string, c store.Change) error {
 		s.markTasks(n)
 		s.watchSilence(n)
 	}
-	return nil
+	return err
 }
 
 func (s *State) changeNodeSpec(id string, c store.Change) error {

@@ -58,20 +58,22 @@ func (s *State) plan(svc *service, p *Plan) {
 		return
 	}
 	frontend, blocked := s.front(svc)
-	v := &view{work: &svc.work, spec: svc.spec, created: svc.created, tasks: svc.tasks, blocked: blocked, now: s.now}
+	v := &view{work: &svc.work, spec: svc.spec, created: svc.created, tasks: svc.tasks, blocked: blocked, now: s.now, slots: s.slots}
 	if svc.rollout != nil {
 		v.rollout = *svc.rollout
 	}
 	v.decide()
+	s.slots = v.slots
 	placed := s.place(v)
 	switch {
-	case placed.invalid != nil && v.rollout.State == record.Progressing:
+	case placed.invalid && v.rollout.State == record.Progressing:
 		v.rollout.State, v.rollout.Ended = record.RolloutFailed, s.now
 		v.rollout.Reason, v.rollout.Message = record.WhySpec, placed.unplaced
 	case placed.unplaced != "":
 		s.hungry[svc] = struct{}{}
 	}
 	v.rollout.Unplaced = placed.unplaced
+	v.tally(placed.tasks)
 	s.timers.set(&svc.timer, v.wake)
 
 	w := &writer{plan: p, service: svc, now: s.now}
@@ -85,6 +87,12 @@ func (s *State) plan(svc *service, p *Plan) {
 	}
 	for _, st := range v.stops {
 		w.stop(st)
+	}
+	for _, t := range placed.victims {
+		victim := &writer{plan: p, service: t.service, now: s.now}
+		// Its own service, less important and so yet to be planned, must not
+		// stop it once more.
+		t.rec.Stop = victim.stop(stop{t, record.ReasonPreempted})
 	}
 	for _, t := range v.removes {
 		w.remove(t)
@@ -201,11 +209,12 @@ func (w *writer) failed(t *task) {
 	w.about(t, Event{Kind: TaskFailed, Reason: record.ReasonFailed, Failure: failure(t), Message: failure(t).Message})
 }
 
-func (w *writer) stop(st stop) {
+func (w *writer) stop(st stop) *record.Stop {
 	t := st.task.rec
 	t.Stop = &record.Stop{Reason: st.reason, At: w.now}
 	w.put(record.Key(record.Tasks, t.Node, t.ID), &t)
 	w.about(st.task, Event{Kind: TaskStopping, Reason: st.reason})
+	return t.Stop
 }
 
 func (w *writer) remove(t *task) {

@@ -46,7 +46,6 @@ func (v *view) decide() {
 		v.hold()
 	}
 	v.forgive()
-	v.tally()
 }
 
 // begin starts the rollout of a spec, which supersedes the one before.
@@ -209,16 +208,25 @@ func (v *view) forgive() {
 	}
 }
 
-// tally writes down what there is.
-func (v *view) tally() {
+// tally writes down what there will be when the steps are taken. What they
+// change needs no second record then.
+func (v *view) tally(placed []record.Task) {
 	r := &v.rollout
 	r.Desired, r.Updated, r.Ready = v.work.Replicas, 0, 0
 	for _, t := range v.tasks {
-		if t.live() && t.rec.Hash == v.work.Hash {
+		if !t.live() || v.told[t] {
+			continue
+		}
+		if t.rec.Hash == v.work.Hash {
 			r.Updated++
 		}
 		if t.available() {
 			r.Ready++
+		}
+	}
+	for i := range placed {
+		if placed[i].Hash == v.work.Hash {
+			r.Updated++
 		}
 	}
 }

@@ -2,6 +2,7 @@ package control
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -44,6 +45,7 @@ type State struct {
 	hungry map[*service]struct{} // have replicas without a place
 	timers timers
 	events []Event // seen since the last Plan
+	slots  []slot  // room for the next view
 }
 
 // service is all there is about one name: it lasts as long as any record does.
@@ -242,7 +244,11 @@ func (s *State) changeService(key string, c store.Change) error {
 		return nil
 	}
 	svc.created = rec.Created
-	if svc.work, svc.invalid = s.config.Decode(svc.namespace, svc.name, rec); svc.invalid != nil {
+	svc.work, svc.invalid = s.config.Decode(svc.namespace, svc.name, rec)
+	if svc.invalid == nil && svc.work.Template != nil && !json.Valid(svc.work.Template) {
+		svc.invalid = errors.New("its template is not JSON")
+	}
+	if svc.invalid != nil {
 		svc.work = Workload{Hash: rec.Hash, Revision: rec.Revision}
 	}
 	svc.work.Update = svc.work.Update.withDefaults(svc.work.Replicas)
@@ -284,6 +290,8 @@ func (s *State) changeTask(key string, c store.Change) error {
 		return fmt.Errorf("it says that it is task %q of node %q", rec.ID, rec.Node)
 	}
 	if t := s.tasks[key]; t != nil {
+		// What it is never changes; svc.tasks is sorted by it.
+		rec.Namespace, rec.Service, rec.Slot = t.rec.Namespace, t.rec.Service, t.rec.Slot
 		t.rec = rec
 		s.mark(t.service)
 		return nil
@@ -319,7 +327,8 @@ func (s *State) dropTask(key string, t *task) {
 	delete(t.node.tasks, t)
 	s.forgetNode(t.node)
 	svc := t.service
-	svc.tasks = slices.DeleteFunc(svc.tasks, func(x *task) bool { return x == t })
+	at, _ := slices.BinarySearchFunc(svc.tasks, t, compareTasks)
+	svc.tasks = slices.Delete(svc.tasks, at, at+1)
 	s.mark(svc)
 	s.forget(svc)
 }

@@ -20,6 +20,7 @@ type view struct {
 	rollout record.Rollout // as it was, then as it is to be
 	slots   []slot
 	told    map[*task]bool // who is in stops
+	started map[int]bool   // which slots are in starts
 	// anyTemplate makes tasks of every template as good as wanted.
 	anyTemplate bool
 	steps

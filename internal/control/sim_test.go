@@ -1,0 +1,261 @@
+package control_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/orchestrate-go/orchestrate/internal/control"
+	"github.com/orchestrate-go/orchestrate/internal/record"
+	"github.com/orchestrate-go/orchestrate/scheduler"
+	"github.com/orchestrate-go/orchestrate/store"
+)
+
+// epoch is when simulations begin.
+var epoch = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// sim is a planner with a store that is a map: no goroutine, no clock. The test
+// plays the agents and the application.
+type sim struct {
+	t     testing.TB
+	state *control.State
+	kv    map[string]store.Item
+	rev   int64
+	now   time.Time
+	wake  time.Time
+	place control.Placer
+
+	specs   map[string]spec   // as applied, by service
+	revs    map[string]int64  // of templates
+	aliases map[string]string // of tasks, by ID: web.0a, web.0b
+	counts  map[string]int
+	log     []string
+	// planned is called with each plan before it is carried out.
+	planned func(control.Plan)
+}
+
+func newSim(t testing.TB) *sim {
+	s := &sim{
+		t: t, kv: map[string]store.Item{}, now: epoch, place: newScheduler(t),
+		specs: map[string]spec{}, revs: map[string]int64{}, aliases: map[string]string{}, counts: map[string]int{},
+	}
+	s.state = control.NewState(control.Config{Decode: decode, Place: s.place})
+	return s
+}
+
+// lead is a new leader that takes over.
+func (s *sim) lead() {
+	snapshot := store.Snapshot{Revision: s.rev}
+	for _, i := range s.kv {
+		snapshot.Items = append(snapshot.Items, i)
+	}
+	slices.SortFunc(snapshot.Items, func(a, b store.Item) int { return strings.Compare(a.Key, b.Key) })
+	s.state = control.NewState(control.Config{Decode: decode, Place: s.place})
+	s.state.Load(snapshot, s.now)
+	s.plan()
+}
+
+// commit writes to the store and tells the planner.
+func (s *sim) commit(writes ...store.Write) {
+	s.rev++
+	batch := store.Batch{Revision: s.rev}
+	for _, w := range writes {
+		item := store.Item{Key: w.Key, Value: w.Value, Revision: s.rev}
+		if w.Delete {
+			if _, ok := s.kv[w.Key]; !ok {
+				continue
+			}
+			delete(s.kv, w.Key)
+			item.Value = nil
+		} else {
+			s.kv[w.Key] = item
+		}
+		batch.Changes = append(batch.Changes, store.Change{Item: item, Deleted: w.Delete})
+	}
+	s.state.Apply(batch, s.now)
+}
+
+// plan plans and does what was planned, until nothing is left to do.
+func (s *sim) plan() {
+	s.t.Helper()
+	for round := 0; ; round++ {
+		p := s.state.Plan(s.now)
+		s.wake = p.Wake
+		if s.planned != nil {
+			s.planned(p)
+		}
+		for _, e := range p.Events {
+			s.hear(e)
+		}
+		if len(p.Writes) == 0 {
+			return
+		}
+		if err := (store.Txn{Writes: p.Writes[:min(len(p.Writes), store.MaxTxnOps)]}).Validate(); err != nil {
+			s.t.Fatalf("the planned writes are no transaction: %v", err)
+		}
+		for _, w := range p.Writes {
+			s.tell(w)
+		}
+		s.commit(p.Writes...)
+		if round == 20 {
+			s.t.Fatalf("the planner has not come to rest after 20 rounds; the last were\n%s", strings.Join(s.log[max(0, len(s.log)-20):], "\n"))
+		}
+	}
+}
+
+// pass lets time pass, planning whenever the planner asked to.
+func (s *sim) pass(d time.Duration) {
+	s.t.Helper()
+	end := s.now.Add(d)
+	for !s.wake.IsZero() && !s.wake.After(end) {
+		if s.wake.After(s.now) {
+			s.now = s.wake
+		}
+		before := s.wake
+		s.plan()
+		if !s.wake.IsZero() && !s.wake.After(before) && !s.wake.After(s.now) {
+			s.t.Fatalf("at %v the planner asks to be woken at %v, over and over", s.now, s.wake)
+		}
+	}
+	s.now = end
+	s.plan()
+}
+
+func (s *sim) printf(format string, args ...any) { s.log = append(s.log, fmt.Sprintf(format, args...)) }
+
+// hear logs those events that no write shows.
+func (s *sim) hear(e control.Event) {
+	switch e.Kind {
+	case control.TaskUnplaced:
+		s.printf("no place for %s: %s", e.Service, strings.ReplaceAll(e.Message, "\n", " "))
+	case control.TaskFailed:
+		s.printf("counted: %s failed: %s", s.alias(e.Task), e.Message)
+	case control.NodeLost, control.NodeReturned, control.RecordIgnored:
+		s.printf("%s %s", e.Kind, strings.TrimSpace(e.Node+" "+e.Message))
+	}
+}
+
+// tell logs a write, as what it means.
+func (s *sim) tell(w store.Write) {
+	old, had := s.kv[w.Key]
+	switch name := w.Key[strings.LastIndex(w.Key, "/")+1:]; {
+	case strings.HasPrefix(w.Key, record.Tasks) && w.Delete:
+		s.printf("delete %s", s.alias(name))
+	case strings.HasPrefix(w.Key, record.Tasks):
+		var t record.Task
+		unmarshal(s.t, w.Value, &t)
+		if had {
+			s.printf("stop %s: %s", s.alias(t.ID), t.Stop.Reason)
+		} else {
+			s.printf("start %s on %s: %s", s.alias(t.ID), t.Node, t.Hash)
+		}
+	case w.Delete:
+		s.printf("delete %s", strings.Join(strings.Split(w.Key, "/")[1:], " "))
+	case strings.HasPrefix(w.Key, record.Rollouts):
+		var r, o record.Rollout
+		unmarshal(s.t, w.Value, &r)
+		if had {
+			unmarshal(s.t, old.Value, &o)
+		}
+		s.printf("rollout %s: %s", name, describe(r, o))
+	case strings.HasPrefix(w.Key, record.Frontends):
+		var f record.Frontend
+		unmarshal(s.t, w.Value, &f)
+		var ports []uint16
+		for _, p := range f.Ports {
+			ports = append(ports, p.Port)
+		}
+		s.printf("frontend %s: %v ports %v", name, f.Addresses, ports)
+	default:
+		s.t.Fatalf("the planner writes %s, which is not the leader's to write", w.Key)
+	}
+}
+
+func describe(r, old record.Rollout) string {
+	text := fmt.Sprintf("%s, %d of %d %s, %d ready", r.State, r.Updated, r.Desired, r.Hash, r.Ready)
+	if r.Failures > 0 {
+		text += fmt.Sprintf(", %d failed", r.Failures)
+	}
+	if r.Reason != "" && old.Reason != r.Reason {
+		text += fmt.Sprintf(", %s: %s", r.Reason, strings.ReplaceAll(r.Message, "\n", " "))
+	}
+	return text
+}
+
+// alias is a readable name of a task: its slot, and a letter that says the
+// how-manieth of the slot it is.
+func (s *sim) alias(id string) string {
+	if a := s.aliases[id]; a != "" {
+		return a
+	}
+	slot := id[:strings.LastIndex(id, ".")]
+	a := fmt.Sprintf("%s%c", slot, 'a'+s.counts[slot])
+	s.counts[slot]++
+	s.aliases[id] = a
+	return a
+}
+
+// tasks lists the tasks of a service, or of all if empty, by alias.
+func (s *sim) tasks(service string) []record.Task {
+	var out []record.Task
+	for key, i := range s.kv {
+		if !strings.HasPrefix(key, record.Tasks) {
+			continue
+		}
+		var t record.Task
+		unmarshal(s.t, i.Value, &t)
+		if service == "" || t.Service == service {
+			out = append(out, t)
+		}
+	}
+	slices.SortFunc(out, func(a, b record.Task) int { return strings.Compare(s.alias(a.ID), s.alias(b.ID)) })
+	return out
+}
+
+func (s *sim) status(t record.Task) (record.Status, bool) {
+	i, ok := s.kv[record.Key(record.Statuses, t.Node, t.ID)]
+	var st record.Status
+	if ok {
+		unmarshal(s.t, i.Value, &st)
+	}
+	return st, ok
+}
+
+// report is the agent's: the task is in a state now.
+func (s *sim) report(t record.Task, state record.State, failure *record.Failure) {
+	st, _ := s.status(t)
+	st.Task, st.Namespace, st.Service, st.Node = t.ID, t.Namespace, t.Service, t.Node
+	st.State, st.Since = state, s.now
+	if state == record.Ready {
+		st.Ready = s.now
+	}
+	if failure != nil {
+		failure.At = s.now
+		st.Failure = failure
+	}
+	s.commit(store.Put(record.Key(record.Statuses, t.Node, t.ID), marshal(s.t, st)))
+}
+
+func (s *sim) rollout(name string) record.Rollout {
+	var r record.Rollout
+	if i, ok := s.kv[record.Key(record.Rollouts, "default", name)]; ok {
+		unmarshal(s.t, i.Value, &r)
+	}
+	return r
+}
+
+func (s *sim) apply(name string, sp spec) {
+	if s.specs[name].Image != sp.Image {
+		s.revs[name]++
+	}
+	s.specs[name] = sp
+	s.commit(store.Put(record.Key(record.Services, "default", name), serviceRecord(s.t, sp, s.revs[name], epoch)))
+}
+
+func (s *sim) node(id string, memory int64) {
+	s.commit(store.Put(record.Key(record.Nodes, id), marshal(s.t, record.Node{Node: scheduler.Node{
+		ID: id, Ready: true, Capacity: scheduler.Resources{Memory: memory},
+	}})), store.Put(record.Key(record.Alive, id), nil))
+}

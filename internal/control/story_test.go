@@ -1,0 +1,244 @@
+package control_test
+
+import (
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/orchestrate-go/orchestrate/internal/record"
+	"github.com/orchestrate-go/orchestrate/store"
+)
+
+var update = flag.Bool("update", false, "write what the planner does into the stories")
+
+// TestStories plays the files of testdata/stories. Each is a list of scenes: what
+// happens, one command a line, then "----" and what the planner did about it.
+// Lines that begin with # tell the reader what is going on. See play for the
+// commands.
+func TestStories(t *testing.T) {
+	files, err := filepath.Glob("testdata/stories/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no stories: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var told strings.Builder
+			s := newSim(t)
+			for scene := range strings.SplitSeq(strings.TrimSpace(string(data)), "\n\n") {
+				commands, want, _ := strings.Cut(scene+"\n", "----\n")
+				s.log = nil
+				for line := range strings.SplitSeq(strings.TrimSpace(commands), "\n") {
+					if !strings.HasPrefix(line, "#") {
+						s.play(line)
+					}
+				}
+				got := strings.Join(s.log, "\n") + "\n"
+				if len(s.log) == 0 {
+					got = "nothing\n"
+				}
+				if !*update && got != want {
+					t.Fatalf("after\n%s\ngot\n%s\nwant\n%s\n(go test -update accepts what the planner does now)", commands, got, want)
+				}
+				fmt.Fprintf(&told, "%s----\n%s\n", commands, got)
+			}
+			if *update {
+				if err := os.WriteFile(file, []byte(strings.TrimRight(told.String(), "\n")+"\n"), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// play does one command and lets the planner answer.
+//
+//	node ID [memory=N]          a node joins, with 1000 unless said
+//	silent|returns|deleted ID   it is heard no more; again; its record goes
+//	drain|cordon|use ID         what the application wants of it
+//	network NAME RANGE...       a network with these virtual ranges
+//	apply NAME key=value...     see applied; what is not named stays as it was
+//	remove NAME
+//	starting|ready|unready TASK...   what the agents say; * is any text in a name
+//	fails|hopeless|ends TASK...
+//	obey                        all that were told to stop do so
+//	wait DURATION
+//	leader                      another leader takes over
+//	show NAME                   what there is
+func (s *sim) play(line string) {
+	s.t.Helper()
+	words := strings.Fields(line)
+	args := words[1:]
+	switch words[0] {
+	case "node":
+		memory := int64(1000)
+		for _, a := range args[1:] {
+			memory = s.number(strings.TrimPrefix(a, "memory="))
+		}
+		s.node(args[0], memory)
+	case "silent":
+		s.commit(store.Delete(record.Key(record.Alive, args[0])))
+	case "returns":
+		s.commit(store.Put(record.Key(record.Alive, args[0]), nil))
+	case "deleted":
+		s.commit(store.Delete(record.Key(record.Nodes, args[0])))
+	case "drain", "cordon", "use":
+		s.commit(store.Put(record.Key(record.NodeSpecs, args[0]), marshal(s.t, record.NodeSpec{
+			Drain: words[0] == "drain", Cordoned: words[0] != "use",
+		})))
+	case "network":
+		n := record.Network{Name: args[0]}
+		for _, a := range args[1:] {
+			n.Virtual = append(n.Virtual, netip.MustParsePrefix(a))
+		}
+		s.commit(store.Put(record.Key(record.Networks, args[0]), marshal(s.t, n)))
+	case "apply":
+		s.apply(args[0], s.applied(s.specs[args[0]], args[1:]))
+	case "broken":
+		s.commit(store.Put(record.Key(record.Services, "default", args[0]), []byte(`{"spec": "?", "hash": "?"}`)))
+	case "remove":
+		s.commit(store.Delete(record.Key(record.Services, "default", args[0])))
+		delete(s.specs, args[0])
+	case "starting", "ready", "unready", "fails", "hopeless", "ends":
+		s.say(words[0], args)
+	case "obey":
+		for _, t := range s.tasks("") {
+			if t.Stop != nil {
+				s.report(t, record.Stopped, nil)
+			}
+		}
+	case "wait":
+		d, err := time.ParseDuration(args[0])
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		s.pass(d)
+	case "leader":
+		s.lead()
+	case "show":
+		s.show(args[0])
+	default:
+		s.t.Fatalf("unknown command %q", line)
+	}
+	s.plan()
+	// An agent forgets a task whose record is gone.
+	for key := range s.kv {
+		if task, ok := strings.CutPrefix(key, record.Statuses); ok && s.kv[record.Tasks+task].Key == "" {
+			s.commit(store.Delete(key))
+		}
+	}
+	s.plan()
+}
+
+func (s *sim) number(text string) int64 {
+	s.t.Helper()
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return n
+}
+
+func (s *sim) duration(text string) time.Duration {
+	s.t.Helper()
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return d
+}
+
+// applied changes a spec as the words say.
+func (s *sim) applied(sp spec, words []string) spec {
+	s.t.Helper()
+	for _, w := range words {
+		key, value, _ := strings.Cut(w, "=")
+		switch key {
+		case "replicas":
+			sp.Replicas = int(s.number(value))
+		case "image":
+			sp.Image = value
+		case "memory":
+			sp.Memory = s.number(value)
+		case "labels":
+			sp.Labels = value
+		case "network":
+			sp.Networks = strings.Split(value, ",")
+		case "port":
+			sp.Ports = []record.Port{{Protocol: "tcp", Port: uint16(s.number(value)), Virtual: uint16(s.number(value))}}
+		case "parallelism":
+			sp.Update.Parallelism = int(s.number(value))
+		case "monitor":
+			sp.Update.Monitor = s.duration(value)
+		case "deadline":
+			sp.Update.ProgressDeadline = s.duration(value)
+		case "failures":
+			sp.Update.MaxFailures = int(s.number(value))
+		case "order":
+			sp.Update.StopFirst = value == "stop-first"
+		default:
+			s.t.Fatalf("unknown setting %q", w)
+		}
+	}
+	return sp
+}
+
+// say reports the state of all tasks whose names match.
+func (s *sim) say(what string, patterns []string) {
+	s.t.Helper()
+	for _, p := range patterns {
+		found := false
+		for _, t := range s.tasks("") {
+			if ok, err := filepath.Match(p, s.alias(t.ID)); err != nil {
+				s.t.Fatal(err)
+			} else if !ok {
+				continue
+			}
+			if st, _ := s.status(t); st.State.Final() || what == "ready" && (st.State == record.Ready || t.Stop != nil) {
+				continue
+			}
+			found = true
+			switch what {
+			case "starting":
+				s.report(t, record.Starting, nil)
+			case "ready":
+				s.report(t, record.Ready, nil)
+			case "unready":
+				s.report(t, record.Running, nil)
+			case "fails":
+				s.report(t, record.Failed, &record.Failure{Kind: record.FailedExit, Message: "exit 1"})
+			case "hopeless":
+				s.report(t, record.Failed, &record.Failure{Kind: record.FailedImage, Message: "no such image", Permanent: true})
+			case "ends":
+				s.report(t, record.Completed, nil)
+			}
+		}
+		if !found {
+			s.t.Fatalf("%s %s: there is no such task", what, p)
+		}
+	}
+}
+
+// show logs what there is of a service.
+func (s *sim) show(name string) {
+	s.printf("rollout %s: %s", name, describe(s.rollout(name), record.Rollout{}))
+	for _, t := range s.tasks(name) {
+		state := "unseen"
+		if st, ok := s.status(t); ok {
+			state = string(st.State)
+		}
+		if t.Stop != nil {
+			state += ", to stop: " + t.Stop.Reason
+		}
+		s.printf("%s on %s: %s, %s", s.alias(t.ID), t.Node, t.Hash, state)
+	}
+}
