@@ -134,8 +134,9 @@ type Container struct {
 	// Mounts, each at a target of its own. They are made in this order, so
 	// one below another comes after it.
 	Mounts []Mount `json:"mounts,omitempty"`
-	// Labels of the container in its runtime, as [Service.Labels]; keys that
-	// begin with "orchestrate." are the agent's.
+	// Labels of the container in its runtime, as [Service.Labels], but key
+	// and value have at most 4096 bytes together, and keys that begin with
+	// "orchestrate." are the agent's.
 	Labels map[string]string `json:"labels,omitempty"`
 	// Terminal gives the process a pseudo-terminal.
 	Terminal bool `json:"terminal,omitempty"`

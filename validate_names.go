@@ -46,7 +46,10 @@ func (c *checks) labels(path string, labels map[string]string, container bool) {
 		case container && strings.HasPrefix(key, labelPrefix):
 			c.add(at, nil, "is a reserved label; the agent sets those that begin with %q", labelPrefix)
 		}
-		if len(labels[key]) > 4096 {
+		// containerd bounds a label's key and value together.
+		if size := len(key) + len(labels[key]); container && size > 4096 {
+			c.add(at, nil, "is %d bytes with its key; at most 4096", size)
+		} else if !container && len(labels[key]) > 4096 {
 			c.add(at, nil, "is %d bytes; at most 4096", len(labels[key]))
 		}
 	}

@@ -184,6 +184,17 @@ var malformed = []struct {
 	{"volume name", "containers[0].mounts[0].volume volumes[0].name volumes[0].name", func(s *Service, c *Container) { c.Mounts[0].Volume = "-d"; s.Volumes[0].Name = ".d" }},
 	{"container label of the agent", `containers[0].labels["orchestrate.task"]`, func(s *Service, c *Container) { c.Labels = map[string]string{"orchestrate.task": "x"} }},
 
+	{"container label too long", `containers[0].labels["k"]`, func(s *Service, c *Container) {
+		c.Labels = map[string]string{"k": strings.Repeat("x", 4096)}
+	}},
+	{"privileged with a seccomp profile", "containers[0].security.seccomp", func(s *Service, c *Container) {
+		c.Security = runtime.Security{Privileged: true, Seccomp: `{"defaultAction":"SCMP_ACT_ALLOW"}`}
+	}},
+	{"sysctl without a value", `containers[0].sysctls["fs.mqueue.msg_max"]`, func(s *Service, c *Container) { c.Sysctls["fs.mqueue.msg_max"] = "" }},
+	{"path too long", "containers[0].dir", func(s *Service, c *Container) { c.Dir = strings.Repeat("/d", 2048) }},
+	{"mounts without end", "containers[0].mounts volumes[0].name", func(s *Service, c *Container) { c.Mounts = make([]Mount, 257) }},
+	{"log files without end", "containers[0].logs.maxFiles", func(s *Service, c *Container) { c.Logs.MaxFiles = 1001 }},
+
 	{"init with readiness", "init[0].readiness", func(s *Service, c *Container) { s.Init[0].Readiness = c.Readiness }},
 	{"init with liveness and startup", "init[0].startup init[0].liveness", func(s *Service, c *Container) {
 		s.Init[0].Startup, s.Init[0].Liveness = c.Liveness, c.Liveness
@@ -210,6 +221,12 @@ var malformed = []struct {
 	{"host network and hostname", "hostname", func(s *Service, c *Container) {
 		s.HostNetwork, s.Networks, s.Ports, s.Hostname, c.Sysctls = true, nil, nil, "h", nil
 	}},
+	{"networks without end", "networks", func(s *Service, c *Container) { s.Networks = make([]string, 17) }},
+	{"host network and one port twice", "ports[1].port", func(s *Service, c *Container) {
+		s.HostNetwork, s.Networks, c.Sysctls = true, nil, nil
+		s.Ports = []Port{{Port: 80}, {Port: 80}, {Port: 80, Protocol: UDP}}
+	}},
+	{"ports without end", "ports", func(s *Service, c *Container) { s.Ports = make([]Port, 1025) }},
 	{"port 0", "ports[0].port", func(s *Service, c *Container) { s.Ports[0] = Port{Virtual: 1} }},
 	{"port name", "ports[0].name", func(s *Service, c *Container) { s.Ports[0].Name = "HTTP" }},
 	{"port name twice", "ports[1].name", func(s *Service, c *Container) { s.Ports[1].Name = "http" }},
@@ -224,6 +241,8 @@ var malformed = []struct {
 	{"host IP of what is not published", "ports[0].hostIP", func(s *Service, c *Container) { s.Ports[0].Published = 0 }},
 
 	{"volume not mounted", "volumes[1].name", func(s *Service, c *Container) { s.Volumes = append(s.Volumes, volume.Volume{Name: "x"}) }},
+	{"volume without a name", "volumes[1].name", func(s *Service, c *Container) { s.Volumes = append(s.Volumes, volume.Volume{}) }},
+	{"volume label", `volumes[0].labels["a b"]`, func(s *Service, c *Container) { s.Volumes[0].Labels = map[string]string{"a b": "x"} }},
 	{"volume declared twice", "volumes[1].name", func(s *Service, c *Container) { s.Volumes = append(s.Volumes, s.Volumes[0]) }},
 	{"volume of negative size", "volumes[0].size", func(s *Service, c *Container) { s.Volumes[0].Size = -1 }},
 	{"volume name without room for its namespace", "containers[0].mounts[0].volume volumes[0].name", func(s *Service, c *Container) {
@@ -238,6 +257,7 @@ var malformed = []struct {
 	{"DNS server that is a name", "dns.servers[0]", func(s *Service, c *Container) { s.DNS.Servers[0] = "dns.example" }},
 	{"DNS servers beyond the third", "dns.servers", func(s *Service, c *Container) { s.DNS.Servers = slices.Repeat(s.DNS.Servers, 4) }},
 	{"DNS search", "dns.search[0]", func(s *Service, c *Container) { s.DNS.Search[0] = "a..b" }},
+	{"DNS search too long", "dns.search", func(s *Service, c *Container) { s.DNS.Search = slices.Repeat(s.DNS.Search, 33) }},
 	{"DNS option", "dns.options[0]", func(s *Service, c *Container) { s.DNS.Options[0] = "ndots:two" }},
 	{"DNS option without its number", "dns.options[0]", func(s *Service, c *Container) { s.DNS.Options[0] = "ndots" }},
 	{"DNS option with a second line", "dns.options[0]", func(s *Service, c *Container) { s.DNS.Options[0] = "rotate\nnameserver 192.0.2.66" }},
