@@ -2,6 +2,7 @@ package bolt_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -94,5 +95,39 @@ func TestGroup(t *testing.T) {
 			t.Fatal(err)
 		}
 		s = open(t, path)
+	}
+}
+
+// TestOpenAtOnce has many openers of a file that is not there yet. One must win,
+// and the others must be told that it did. The folder's name has what a pattern
+// of file names would take for its own.
+func TestOpenAtOnce(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "[a-z]*")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "state.db")
+	const openers = 8
+	stores, errs := make([]*bolt.Store, openers), make([]error, openers)
+	var wg sync.WaitGroup
+	for i := range openers {
+		wg.Go(func() { stores[i], errs[i] = bolt.Open(path, bolt.Options{}) })
+	}
+	wg.Wait()
+	won := 0
+	for i, s := range stores {
+		if errs[i] == nil {
+			won++
+			defer s.Close()
+		} else if !errors.Is(errs[i], bolt.ErrLocked) {
+			t.Errorf("Open: %v, want success or ErrLocked", errs[i])
+		}
+	}
+	if won != 1 {
+		t.Errorf("%d of %d opened the file, want 1", won, openers)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 1 {
+		t.Errorf("folder has %v (%v), want the file alone", entries, err)
 	}
 }

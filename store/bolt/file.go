@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -50,13 +51,21 @@ func openFile(path string) (*bbolt.DB, state, error) {
 		_ = db.Close()
 		return nil, state{}, err
 	}
-	// The file is ours now, so what interrupted creations left has no owner.
-	// One that is not interrupted finds that its work was done for it.
-	left, _ := filepath.Glob(path + newSuffix + "*")
-	for _, name := range left {
-		_ = os.Remove(name)
-	}
+	removeLeftovers(path)
 	return db, s, nil
+}
+
+// removeLeftovers removes what interrupted creations of the file at path left.
+// The file is ours now, so they have no owner; a creation that is still on its
+// way finds that its work was done for it.
+func removeLeftovers(path string) {
+	dir, base := filepath.Split(path)
+	entries, _ := os.ReadDir(filepath.Clean(dir)) // not worth failing for
+	for _, entry := range entries {
+		if strings.HasPrefix(entry.Name(), base+newSuffix) {
+			_ = os.Remove(filepath.Join(dir, entry.Name()))
+		}
+	}
 }
 
 const newSuffix = ".new-"
