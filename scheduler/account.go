@@ -260,9 +260,6 @@ type changeLog struct {
 func (l *changeLog) end() uint64 { return l.base + uint64(len(l.slots)) }
 
 func (l *changeLog) add(slot int32, nodes int) {
-	if n := len(l.slots); n > 0 && l.slots[n-1] == slot {
-		return
-	}
 	// An index further behind than this is built anew anyway.
 	if most := behind(nodes); len(l.slots) >= 2*most {
 		l.base += uint64(len(l.slots) - most)
