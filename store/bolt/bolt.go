@@ -115,7 +115,7 @@ func (s *Store) Commit(ctx context.Context, txn store.Txn) (int64, error) {
 	if err := txn.Validate(); err != nil {
 		return 0, err
 	}
-	return s.do(&request{ctx: ctx, txn: txn})
+	return s.do(&request{ctx: ctx, txn: table.Own(txn)})
 }
 
 // Lease grants a lease of exactly ttl.

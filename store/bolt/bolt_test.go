@@ -1,6 +1,7 @@
 package bolt_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -129,5 +130,43 @@ func TestOpenAtOnce(t *testing.T) {
 	entries, err := os.ReadDir(dir)
 	if err != nil || len(entries) != 1 {
 		t.Errorf("folder has %v (%v), want the file alone", entries, err)
+	}
+}
+
+// TestCommitOwnsItsValues gives up on commits that are on their way, and then
+// changes what was to be written. Under the race detector it fails if the store
+// still looks at it.
+func TestCommitOwnsItsValues(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "state.db"))
+	var wg sync.WaitGroup
+	for w := range 8 {
+		wg.Go(func() {
+			value := make([]byte, 10_000)
+			for i := range 20 {
+				ctx, cancel := context.WithCancel(context.Background())
+				go cancel() // at any moment
+				_, err := s.Commit(ctx, store.Txn{Writes: []store.Write{store.Put(fmt.Sprintf("/%d/%d", w, i), value)}})
+				if err != nil && !errors.Is(err, context.Canceled) {
+					t.Errorf("Commit: %v", err)
+				}
+				for j := range value {
+					value[j]++
+				}
+			}
+		})
+	}
+	wg.Wait()
+	snapshot, err := s.List(context.Background(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, item := range snapshot.Items {
+		var w, i int
+		if _, err := fmt.Sscanf(item.Key, "/%d/%d", &w, &i); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(item.Value, bytes.Repeat([]byte{byte(i)}, 10_000)) {
+			t.Errorf("%s is not what it was when Commit was called", item.Key)
+		}
 	}
 }

@@ -75,7 +75,7 @@ func (s *Store) Commit(ctx context.Context, txn store.Txn) (int64, error) {
 		return 0, err
 	}
 	draft := s.table.Draft()
-	revision, err := draft.Commit(txn)
+	revision, err := draft.Commit(table.Own(txn))
 	if err != nil {
 		return 0, err
 	}

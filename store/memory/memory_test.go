@@ -24,7 +24,7 @@ func TestConformance(t *testing.T) {
 // TestConformanceSmallHistory is the same with watchers that fall behind.
 func TestConformanceSmallHistory(t *testing.T) {
 	storetest.Run(t, storetest.Harness{
-		Open:    func(testing.TB) store.Store { return memory.New(memory.Options{History: 500}) },
+		Open:    func(testing.TB) store.Store { return memory.New(memory.Options{History: 300}) },
 		Virtual: true,
 	})
 }

@@ -22,7 +22,8 @@ import (
 
 // Harness is what the suite needs of an implementation.
 type Harness struct {
-	// Open returns a new, empty store. The suite closes it.
+	// Open returns a new, empty store, which keeps the history of 300 commits
+	// or more. The suite closes it.
 	Open func(t testing.TB) store.Store
 
 	// Reopen closes s and opens its state again, as after a restart of the

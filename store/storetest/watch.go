@@ -213,7 +213,7 @@ func testSlowWatcher(t testing.TB, h Harness) {
 	ctx, s := h.open(t)
 	snapshot := list(ctx, t, s, "/")
 	slow := watch(ctx, t, s, "/", snapshot.Revision)
-	const commits = 2000
+	const commits = 500
 	var last int64
 	for i := range commits {
 		last = commit(ctx, t, s, put(fmt.Sprintf("/k%d", i%7), fmt.Sprint(i)))

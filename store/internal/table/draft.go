@@ -38,8 +38,18 @@ func (d *Draft) Items() map[string]*store.Item { return d.overlay }
 // Count returns the number of items after the drafted commits.
 func (d *Draft) Count() int { return d.count }
 
-// Commit drafts txn, which must be valid, and returns its revision. With an
-// error the draft is as it was.
+// Own returns a deep copy of txn, which the caller of a store may change as soon
+// as its call has returned: also when that was early because its context ended.
+func Own(txn store.Txn) store.Txn {
+	owned := store.Txn{If: slices.Clone(txn.If), Writes: slices.Clone(txn.Writes)}
+	for i := range owned.Writes {
+		owned.Writes[i].Value = bytes.Clone(owned.Writes[i].Value)
+	}
+	return owned
+}
+
+// Commit drafts txn, which must be valid and owned, and returns its revision.
+// With an error the draft is as it was.
 func (d *Draft) Commit(txn store.Txn) (int64, error) {
 	for _, c := range txn.If {
 		got := int64(0)
@@ -65,7 +75,7 @@ func (d *Draft) Commit(txn store.Txn) (int64, error) {
 			}
 			continue
 		}
-		item := store.Item{Key: w.Key, Value: bytes.Clone(w.Value), Revision: revision, Created: revision, Lease: w.Lease}
+		item := store.Item{Key: w.Key, Value: w.Value, Revision: revision, Created: revision, Lease: w.Lease}
 		if old != nil {
 			item.Created = old.Created
 		}
