@@ -69,21 +69,22 @@ func (c *HTTPChecker) Check(ctx context.Context, target Target, check Check) err
 	if err != nil {
 		return err
 	}
-	conn, err := dial(ctx, c.Dial, address)
+	raw, err := dial(ctx, c.Dial, address)
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer raw.Close()
 	// The context ends the probe at whatever it waits for; the deadline in
 	// the past makes reads and writes return, in the TLS handshake too.
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { raw.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
+	conn := raw
 	if h.TLS {
 		name, _, err := net.SplitHostPort(req.Host)
 		if err != nil {
 			name = req.Host
 		}
-		conn = tls.Client(conn, &tls.Config{ServerName: name, InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
+		conn = tls.Client(raw, &tls.Config{ServerName: name, InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
 	}
 	return because(ctx, exchange(conn, req, h.Status))
 }
@@ -138,7 +139,8 @@ func exchange(conn net.Conn, req *http.Request, want []int) error {
 			break
 		}
 	}
-	defer resp.Body.Close()
+	// The body is not closed, since that may read it to its end; the
+	// connection is.
 	if healthyStatus(resp.StatusCode, want) {
 		// Taking a short body off the connection saves the server an error
 		// in its log. A stream has no end to wait for.

@@ -33,7 +33,8 @@ type Options struct {
 	// Report is called with each first status of a target and each change,
 	// in order for one target and at the same time for different ones. It
 	// must return soon, since it holds a probe's place, and must not call
-	// [Monitor.Remove] or [Watch.Stop], which wait for it.
+	// [Monitor.Remove] of the same target, which waits for it;
+	// [Monitor.Drop] does not.
 	Report func(Result)
 
 	// Concurrency is how many probes run at a time; default 64. Probes that
@@ -182,7 +183,7 @@ func (m *Monitor) add(t Target, check Check, report func(Result)) error {
 	if m.targets[t.ID] != nil {
 		return fmt.Errorf("watch %q: %w", t.ID, ErrDuplicate)
 	}
-	e := &target{Target: t, check: check, checker: checker, report: report}
+	e := &target{index: -1, Target: t, check: check, checker: checker, report: report}
 	e.due = m.now() + check.Delay
 	if spread := min(time.Duration(len(m.targets))*m.stagger, check.Interval); spread > 0 {
 		e.due += time.Duration(m.rand.Int64N(int64(spread)))
@@ -211,7 +212,7 @@ func (m *Monitor) checkerFor(check Check) (Checker, error) {
 // Remove ends the watching of the target with this ID, cancels its probe if
 // one runs, and waits for a report of it that is being made. When Remove has
 // returned, no further result of the target is reported. An unknown ID is not
-// an error. It must not be called by a report of the same target.
+// an error. A report of the same target must call [Monitor.Drop] instead.
 func (m *Monitor) Remove(id string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -220,7 +221,15 @@ func (m *Monitor) Remove(id string) {
 	}
 }
 
-// drop is Remove without the wait. m.mu is held.
+// Drop is [Monitor.Remove] without the wait, for use by a report: one of the
+// target that had begun may end after it.
+func (m *Monitor) Drop(id string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.drop(id)
+}
+
+// drop forgets a target. m.mu is held.
 func (m *Monitor) drop(id string) *target {
 	e := m.targets[id]
 	if e == nil {
