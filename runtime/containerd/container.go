@@ -22,17 +22,18 @@ import (
 // record is what a container's bundle remembers of it, for the next process.
 // It lies in State: a reboot ends both the container and the record.
 type record struct {
-	ID      string
-	Labels  map[string]string
-	Image   string
-	Chain   string // of the layers below its own
-	Shim    string // ID of its shim
-	Group   string
-	Run     int // number of its log files
-	Memory  int64
-	Started time.Time
-	PID     int
-	Exit    *runtime.Exit // once it has exited
+	ID     string
+	Labels map[string]string
+	Image  string
+	Chain  string // of the layers below its own
+	Shim   string // ID of its shim
+	Group  string
+	Run    int // number of its log files
+	// LogLimit is in bytes.
+	LogLimit int64
+	Started  time.Time
+	PID      int
+	Exit     *runtime.Exit // once it has exited
 }
 
 const recordFile = "container.json"
@@ -179,6 +180,11 @@ func (r *Runtime) adoptOne(id string) {
 	if err != nil || rec.ID != id {
 		r.clear(id, nil)
 		return
+	}
+	if rec.Run > 0 {
+		if err := r.watchLogs(rec); err != nil {
+			r.log.Warn("the logs of a container are not watched", "container", id, "error", err)
+		}
 	}
 	c := &container{record: rec, pidfd: -1, done: make(chan struct{})}
 	sh, shimErr := r.shims.reconnect(rec.Shim)

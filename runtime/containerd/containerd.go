@@ -52,6 +52,7 @@ type Runtime struct {
 	lock   *os.File
 	store  *store
 	shims  *shimPool
+	logs   *logWatch
 	ctx    context.Context // ends at Close
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // waiters of containers
@@ -60,6 +61,8 @@ type Runtime struct {
 	closed     bool
 	containers map[string]*container // by ID, those that exist
 	starting   map[string]*turn      // who may change a container, by ID
+	chains     map[string]int        // layers that starts under way use, by chain ID
+	calls      sync.WaitGroup        // calls under way, that Close waits for
 }
 
 // turn is held by the one call that changes a container.
@@ -90,7 +93,7 @@ func Open(opts Options) (*Runtime, error) {
 	}
 	r := &Runtime{
 		root: root, state: opts.State, opts: opts, log: opts.Logger,
-		containers: map[string]*container{}, starting: map[string]*turn{},
+		containers: map[string]*container{}, starting: map[string]*turn{}, chains: map[string]int{},
 	}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
@@ -132,7 +135,16 @@ func (r *Runtime) open() (err error) {
 		undo()
 		return err
 	}
+	if r.logs, err = openLogWatch(r.log); err != nil {
+		r.shims.close(nil)
+		r.store.close()
+		undo()
+		return err
+	}
 	if err := r.adopt(); err != nil {
+		r.cancel()
+		r.wg.Wait()
+		r.logs.close()
 		r.shims.close(nil)
 		r.store.close()
 		undo()
@@ -156,17 +168,19 @@ func (r *Runtime) Close() error {
 		return nil
 	}
 	r.closed = true
+	r.mu.Unlock()
+
+	// First the calls, such as a start that is half done.
+	r.calls.Wait()
+	r.cancel()
+	r.wg.Wait()
 	live := len(r.containers)
 	used := map[string]bool{}
 	for _, c := range r.containers {
 		used[c.record.Shim] = true
 	}
-	r.mu.Unlock()
-
-	r.cancel()
-	r.wg.Wait()
 	r.shims.close(used)
-	err := r.store.close()
+	err := errors.Join(r.logs.close(), r.store.close())
 	if live == 0 {
 		// Nothing runs: leave nothing in the tmpfs and no cgroup.
 		r.cgroups.removeRoot()
@@ -176,14 +190,26 @@ func (r *Runtime) Close() error {
 	return errors.Join(err, r.lock.Close())
 }
 
+// enter counts a call that uses the store or changes a container. Close waits
+// for those under way; none begins after it.
+func (r *Runtime) enter() (done func(), err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nil, runtime.ErrClosed
+	}
+	r.calls.Add(1)
+	return r.calls.Done, nil
+}
+
 // take waits for the turn to change container id and returns the call that
 // ends it.
 func (r *Runtime) take(ctx context.Context, id string) (release func(), err error) {
-	r.mu.Lock()
-	if r.closed {
-		r.mu.Unlock()
-		return nil, runtime.ErrClosed
+	done, err := r.enter()
+	if err != nil {
+		return nil, err
 	}
+	r.mu.Lock()
 	t := r.starting[id]
 	if t == nil {
 		t = &turn{held: make(chan struct{}, 1)}
@@ -198,6 +224,7 @@ func (r *Runtime) take(ctx context.Context, id string) (release func(), err erro
 		if t.refs--; t.refs == 0 {
 			delete(r.starting, id)
 		}
+		done()
 	}
 	select {
 	case <-t.held:

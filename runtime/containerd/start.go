@@ -56,10 +56,11 @@ func (r *Runtime) Start(ctx context.Context, spec runtime.Spec) error {
 }
 
 func (r *Runtime) start(ctx context.Context, spec runtime.Spec) (err error) {
-	b, err := r.store.lookup(ctx, spec.Image)
+	b, release, err := r.useImage(ctx, spec.Image)
 	if err != nil {
 		return fmt.Errorf("image %q: %w", spec.Image, err)
 	}
+	defer release()
 	oci, err := r.ociSpec(ctx, spec, b)
 	if err != nil {
 		return err
@@ -75,7 +76,6 @@ func (r *Runtime) start(ctx context.Context, spec runtime.Spec) (err error) {
 	c := &container{shim: sh, pidfd: -1, done: make(chan struct{})}
 	c.record = record{
 		ID: spec.ID, Labels: spec.Labels, Image: spec.Image, Chain: b.chain, Shim: sh.id, Group: spec.Group,
-		Memory: spec.Resources.Memory,
 	}
 	defer func() {
 		if err != nil {
@@ -122,15 +122,36 @@ func (r *Runtime) start(ctx context.Context, spec runtime.Spec) (err error) {
 		return err
 	}
 	r.mu.Lock()
-	if r.closed {
-		r.mu.Unlock()
-		return runtime.ErrClosed
-	}
 	r.containers[spec.ID] = c
 	r.watch(c)
 	r.mu.Unlock()
 	r.shims.fill()
 	return nil
+}
+
+// useImage looks an image up and keeps its layers from being deleted until
+// release.
+func (r *Runtime) useImage(ctx context.Context, ref string) (_ *bundle, release func(), err error) {
+	b, err := r.store.lookup(ctx, ref)
+	if err != nil {
+		return nil, nil, err
+	}
+	r.mu.Lock()
+	r.chains[b.chain]++
+	r.mu.Unlock()
+	release = func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.chains[b.chain]--; r.chains[b.chain] == 0 {
+			delete(r.chains, b.chain)
+		}
+	}
+	// It may have been removed just before it was counted.
+	if b, err = r.store.lookup(ctx, ref); err != nil {
+		release()
+		return nil, nil, err
+	}
+	return b, release, nil
 }
 
 // makeLayer makes the writable layer of a container over its image's: two
@@ -225,8 +246,12 @@ func (r *Runtime) remove(ctx context.Context, c *container) error {
 		return err
 	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	delete(r.containers, c.record.ID)
+	r.mu.Unlock()
+	if r.store.orphaned(ctx, c.record.Image, c.record.Chain) {
+		// Its image was removed while it ran.
+		return r.store.forget(ctx, r.chainsInUse())
+	}
 	return nil
 }
 
@@ -256,6 +281,8 @@ func (r *Runtime) clear(id string, c *container) error {
 	if !deleted {
 		r.runcDelete(id)
 	}
+	// By now the shim has written all of the output.
+	r.logs.remove(id)
 	if err := mount.UnmountRecursive(filepath.Join(r.bundle(id), "rootfs"), unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("unmount its root: %w", err)
 	}

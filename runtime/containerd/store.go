@@ -130,19 +130,6 @@ func (s *store) with(ctx context.Context) context.Context {
 	return namespaces.WithNamespace(ctx, namespace)
 }
 
-// lookup returns the unpacked image known by ref, or ErrImageNotFound.
-func (s *store) lookup(ctx context.Context, ref string) (*bundle, error) {
-	ctx = s.with(ctx)
-	img, err := s.client.ImageService().Get(ctx, ref)
-	if errdefs.IsNotFound(err) {
-		return nil, runtime.ErrImageNotFound
-	}
-	if err != nil {
-		return nil, err
-	}
-	return s.unpacked(ctx, img, platforms.Default())
-}
-
 // unpacked returns the image ready for containers, unpacking its layers when
 // that was not done. Concurrent calls for one image do it once.
 func (s *store) unpacked(ctx context.Context, img images.Image, platform platforms.MatchComparer) (*bundle, error) {
@@ -294,6 +281,13 @@ func (s *store) mountOptions(ctx context.Context, b *bundle) error {
 
 func viewKey(chain string) string { return "orchestrate-view-" + chain }
 
+// orphaned reports whether a container's layers may no longer be needed: its
+// reference is gone or means another image.
+func (s *store) orphaned(ctx context.Context, ref, chain string) bool {
+	b, err := s.lookup(ctx, ref)
+	return errors.Is(err, runtime.ErrImageNotFound) || err == nil && b.chain != chain
+}
+
 // Pulled and imported images are only kept while something needs them: forget
 // removes the views of images that neither a reference nor a container uses
 // and collects what that leaves.
@@ -307,7 +301,7 @@ func (s *store) forget(ctx context.Context, inUse map[string]bool) error {
 	}
 	keep := map[string]bool{}
 	for _, img := range list {
-		ids, err := img.RootFS(ctx, s.client.ContentStore(), platforms.Default())
+		ids, err := img.RootFS(ctx, s.client.ContentStore(), s.platform(img))
 		if err == nil {
 			keep[identity.ChainID(ids).String()] = true
 		}

@@ -1,0 +1,242 @@
+//go:build linux
+
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/remotes"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/orchestrate-go/orchestrate/runtime"
+)
+
+// labelPlatform remembers which platform of an image was asked for.
+const labelPlatform = "orchestrate.platform"
+
+// Pull implements [runtime.Runtime]. A reference without a registry is one of
+// Docker Hub, as with docker pull; the image is known by the reference as it
+// was given.
+func (r *Runtime) Pull(ctx context.Context, ref string, opts runtime.PullOptions) (runtime.Image, error) {
+	done, err := r.enter()
+	if err != nil {
+		return runtime.Image{}, fmt.Errorf("pull image %q: %w", ref, err)
+	}
+	defer done()
+	b, err := r.pull(ctx, ref, opts)
+	if err != nil {
+		return runtime.Image{}, fmt.Errorf("pull image %q: %w", ref, err)
+	}
+	return b.image, nil
+}
+
+func (r *Runtime) pull(ctx context.Context, ref string, opts runtime.PullOptions) (*bundle, error) {
+	platform := platforms.Default()
+	if opts.Platform != "" {
+		p, err := platforms.Parse(opts.Platform)
+		if err != nil {
+			return nil, &runtime.SpecError{Field: "PullOptions.Platform", Reason: err.Error()}
+		}
+		platform = platforms.Only(p)
+	}
+	if opts.Policy != runtime.PullAlways {
+		b, err := r.store.lookup(ctx, ref)
+		// Another platform's image does not count as present.
+		if err == nil && (opts.Platform == "" || platformMatches(platform, b.image.Platform)) {
+			return b, nil
+		}
+		if opts.Policy == runtime.PullNever {
+			if err == nil {
+				err = runtime.ErrPlatform
+			}
+			return nil, err
+		}
+		if err != nil && !errors.Is(err, runtime.ErrImageNotFound) && !errors.Is(err, runtime.ErrPlatform) {
+			return nil, err
+		}
+	}
+	named, err := reference.ParseDockerRef(ref)
+	if err != nil {
+		return nil, &runtime.SpecError{Field: "Image", Reason: fmt.Sprintf("%q is not a reference: %v: want a name such as docker.io/library/alpine:3", ref, err)}
+	}
+	ctx = r.store.with(ctx)
+	res := &resolver{as: ref, name: named.String(), inner: r.resolver(ctx, opts), progress: opts.Progress}
+	img, err := r.store.client.Pull(ctx, ref,
+		client.WithResolver(res), client.WithPlatformMatcher(platform),
+		client.WithPullLabel(labelPlatform, opts.Platform), client.WithMaxConcurrentDownloads(4))
+	if err != nil {
+		return nil, pullError(err, res.resolved)
+	}
+	b, err := r.store.unpacked(ctx, img.Metadata(), platform)
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+func platformMatches(m platforms.MatchComparer, platform string) bool {
+	p, err := platforms.Parse(platform)
+	return err == nil && m.Match(p)
+}
+
+// pullError gives an error of the registry client its meaning. Once the name
+// was resolved, what is not found is a platform of the image or a part of it.
+func pullError(err error, resolved bool) error {
+	var status remoteerrors.ErrUnexpectedStatus
+	refused := errors.As(err, &status) && (status.StatusCode == http.StatusUnauthorized || status.StatusCode == http.StatusForbidden)
+	switch {
+	case refused, errors.Is(err, docker.ErrInvalidAuthorization):
+		return fmt.Errorf("%w: %w", runtime.ErrUnauthorized, err)
+	case errdefs.IsNotFound(err) && !resolved:
+		return fmt.Errorf("%w: %w", runtime.ErrImageNotFound, err)
+	case errdefs.IsNotFound(err) && strings.Contains(err.Error(), "no match for platform"):
+		return fmt.Errorf("%w: %w", runtime.ErrPlatform, err)
+	}
+	return err
+}
+
+// resolver returns the client of registries for one pull.
+func (r *Runtime) resolver(ctx context.Context, opts runtime.PullOptions) remotes.Resolver {
+	type answer struct {
+		credentials runtime.Credentials
+		err         error
+	}
+	var mu sync.Mutex
+	asked := map[string]answer{}
+	authorizer := docker.NewDockerAuthorizer(docker.WithAuthCreds(func(host string) (string, string, error) {
+		if opts.Credentials == nil {
+			return "", "", nil
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		a, ok := asked[host]
+		if !ok {
+			a.credentials, a.err = opts.Credentials(ctx, host)
+			asked[host] = a
+		}
+		return a.credentials.Username, a.credentials.Password, a.err
+	}))
+	plain := opts.PlainHTTP
+	if plain == nil {
+		plain = isLoopback
+	}
+	return docker.NewResolver(docker.ResolverOptions{Hosts: docker.ConfigureDefaultRegistries(
+		docker.WithAuthorizer(authorizer),
+		docker.WithPlainHTTP(func(host string) (bool, error) { return plain(host), nil }),
+	)})
+}
+
+// isLoopback reports whether host, with or without a port, is this machine.
+func isLoopback(host string) bool {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	ip := net.ParseIP(strings.Trim(host, "[]"))
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// resolver asks the registry for an image's full name, but has it known by
+// the name that the caller uses, and counts what is fetched.
+type resolver struct {
+	as, name string
+	inner    remotes.Resolver
+	progress func(runtime.Progress)
+	resolved bool
+
+	mu    sync.Mutex
+	state runtime.Progress
+}
+
+func (r *resolver) Resolve(ctx context.Context, _ string) (string, ocispec.Descriptor, error) {
+	_, desc, err := r.inner.Resolve(ctx, r.name)
+	r.resolved = err == nil
+	return r.as, desc, err
+}
+
+func (r *resolver) Pusher(ctx context.Context, _ string) (remotes.Pusher, error) {
+	return r.inner.Pusher(ctx, r.name)
+}
+
+func (r *resolver) Fetcher(ctx context.Context, _ string) (remotes.Fetcher, error) {
+	inner, err := r.inner.Fetcher(ctx, r.name)
+	if err != nil || r.progress == nil {
+		return inner, err
+	}
+	return remotes.FetcherFunc(func(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+		body, err := inner.Fetch(ctx, desc)
+		if err != nil {
+			return nil, err
+		}
+		r.report(0, desc.Size)
+		return &fetched{ReadCloser: body, resolver: r}, nil
+	}), nil
+}
+
+func (r *resolver) report(done, total int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.state.Ref = r.as
+	r.state.Done += done
+	r.state.Total += total
+	r.progress(r.state)
+}
+
+// fetched is the body of one blob.
+type fetched struct {
+	io.ReadCloser
+	resolver *resolver
+}
+
+func (f *fetched) Read(p []byte) (int, error) {
+	n, err := f.ReadCloser.Read(p)
+	if n > 0 {
+		f.resolver.report(int64(n), 0)
+	}
+	return n, err
+}
+
+// Seek lets an interrupted pull go on from where it was.
+func (f *fetched) Seek(offset int64, whence int) (int64, error) {
+	s, ok := f.ReadCloser.(io.Seeker)
+	if !ok {
+		return 0, errors.New("the registry's answer cannot be read from the middle")
+	}
+	return s.Seek(offset, whence)
+}
+
+// lookup returns the unpacked image known by ref, or ErrImageNotFound.
+func (s *store) lookup(ctx context.Context, ref string) (*bundle, error) {
+	ctx = s.with(ctx)
+	img, err := s.client.ImageService().Get(ctx, ref)
+	if errdefs.IsNotFound(err) {
+		return nil, runtime.ErrImageNotFound
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s.unpacked(ctx, img, s.platform(img))
+}
+
+// platform is the one that the image was pulled for.
+func (s *store) platform(img images.Image) platforms.MatchComparer {
+	if name := img.Labels[labelPlatform]; name != "" {
+		if p, err := platforms.Parse(name); err == nil {
+			return platforms.Only(p)
+		}
+	}
+	return platforms.Default()
+}
