@@ -3,6 +3,7 @@ package scheduler
 import (
 	"maps"
 	"slices"
+	"strings"
 )
 
 // This file keeps the accounts besides CPU, memory and disk: services, ports,
@@ -132,6 +133,7 @@ func (c *Cluster) setDevices(slot int32, have []Device) {
 	}
 	sortDevices(list)
 	c.devices[slot] = list
+	c.settle(slot)
 }
 
 func sortDevices(list []deviceState) {
@@ -147,6 +149,29 @@ func sortDevices(list []deviceState) {
 		}
 		return 1
 	})
+}
+
+// settle chooses models again for the node's tasks that have none, because
+// there were none to choose from when they were bound.
+func (c *Cluster) settle(slot int32) {
+	var open []int32
+	for i := c.nodes[slot].head; i != none; i = c.tasks.entries[i].next {
+		if sh := c.shapes[c.tasks.entries[i].shape]; sh.anyWays {
+			open = append(open, i)
+			c.give(slot, sh)
+		}
+	}
+	slices.SortFunc(open, func(a, b int32) int {
+		return strings.Compare(c.tasks.entries[a].id, c.tasks.entries[b].id)
+	})
+	for _, i := range open {
+		sh := c.shapes[c.tasks.entries[i].shape]
+		chosen := c.concrete(sh, slot)
+		c.take(slot, chosen)
+		c.ref(chosen)
+		c.unref(sh)
+		c.tasks.entries[i].shape = chosen.id
+	}
 }
 
 // moveDevices adds sign times the devices to those used on the node.
@@ -199,12 +224,12 @@ func (c *Cluster) deviceShort(slot int32, want []Device) (Device, int64, bool) {
 }
 
 // mostFree finds the entry of d's kind, and model if it has one, with the most
-// free.
+// free. What the node does not have is not chosen, even if tasks use it.
 func mostFree(list []deviceState, d Device) (at int, free int64) {
 	at = -1
 	for i := range list {
 		x := &list[i]
-		if x.kind != d.Kind || d.Model != "" && d.Model != x.model {
+		if x.have == 0 || x.kind != d.Kind || d.Model != "" && d.Model != x.model {
 			continue
 		}
 		if f := x.have - x.used; at < 0 || f > free {

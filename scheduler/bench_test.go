@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"fmt"
+	"runtime"
 	"testing"
 )
 
@@ -96,5 +97,137 @@ func BenchmarkMixed(b *testing.B) {
 			}
 			perPlacement(b, size.tasks)
 		})
+	}
+}
+
+// BenchmarkOneIntoFull places and releases one task in a loaded cluster of
+// 10,000 nodes: where it just fits on some nodes, where it fits on none, and
+// where it takes turns with 20 other shapes.
+func BenchmarkOneIntoFull(b *testing.B) {
+	s := benchScheduler(b)
+	c := benchCluster(b, 10_000)
+	fill := []Request{{Service: "fill", Count: 99_990, Resources: Resources{CPU: 6400, Memory: 25 << 30}}}
+	if ds, err := s.Place(c, fill); err != nil || ds[0].Unplaced > 0 {
+		b.Fatal(err, ds[0].String())
+	}
+	place := func(b *testing.B, r *[1]Request, want int) {
+		ds, err := s.Place(c, r[:])
+		if err != nil || ds[0].Placed() != want {
+			b.Fatal(err, ds[0].String())
+		}
+		if want == 1 {
+			if err := c.Release(ds[0].Tasks[0]); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	b.Run("fits", func(b *testing.B) {
+		b.ReportAllocs()
+		r := [1]Request{{Service: "fill", Count: 1, Resources: Resources{CPU: 6400, Memory: 25 << 30}}}
+		for b.Loop() {
+			place(b, &r, 1)
+		}
+	})
+	b.Run("fits-none", func(b *testing.B) {
+		b.ReportAllocs()
+		r := [1]Request{{Service: "big", Count: 1, Resources: Resources{CPU: 9600, Memory: 26 << 30}}}
+		for b.Loop() {
+			place(b, &r, 0)
+		}
+	})
+	b.Run("fits-in-turn", func(b *testing.B) {
+		b.ReportAllocs()
+		var rs [20][1]Request
+		for i := range rs {
+			rs[i] = [1]Request{{Service: fmt.Sprint("turn", i), Count: 1, Resources: Resources{CPU: 6300 - int64(i%12), Memory: 24 << 30}}}
+		}
+		for i := 0; b.Loop(); i++ {
+			place(b, &rs[i%len(rs)], 1)
+		}
+	})
+}
+
+// BenchmarkScale places one replica of a known shape at a time: the curve over
+// nodes.
+func BenchmarkScale(b *testing.B) {
+	for _, nodes := range []int{1_000, 10_000, 100_000} {
+		b.Run(fmt.Sprint(nodes), func(b *testing.B) {
+			c, s := benchCluster(b, nodes), benchScheduler(b)
+			r := []Request{{Service: "web", Count: 1, Resources: Resources{CPU: 100, Memory: 64 << 20}, Spread: []SpreadKey{{Key: "node.labels.zone"}}}}
+			last := ""
+			b.ReportAllocs()
+			for b.Loop() {
+				ds, err := s.Place(c, r)
+				if err != nil || ds[0].Unplaced > 0 {
+					b.Fatal(err, ds[0].String())
+				}
+				if last != "" {
+					if err := c.Release(last); err != nil {
+						b.Fatal(err)
+					}
+				}
+				last = ds[0].Tasks[0]
+			}
+		})
+	}
+}
+
+// BenchmarkMemory reports what a loaded cluster keeps per node and per task,
+// its indexes included.
+func BenchmarkMemory(b *testing.B) {
+	s := benchScheduler(b)
+	for b.Loop() {
+		empty := heapInUse()
+		c := benchCluster(b, 100_000)
+		nodes := heapInUse() - empty
+		if _, err := s.Place(c, mixedLoad(1_000_000)); err != nil {
+			b.Fatal(err)
+		}
+		loaded := heapInUse() - empty
+		c.indexes, c.statics, c.picks, c.touched, c.tally = nil, nil, nil, nil, nil
+		bare := heapInUse() - empty
+		b.ReportMetric(float64(nodes+loaded-bare)/100_000, "B/node")
+		b.ReportMetric(float64(bare-nodes)/1_000_000, "B/task")
+		runtime.KeepAlive(c)
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+func heapInUse() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// BenchmarkClone copies a loaded cluster.
+func BenchmarkClone(b *testing.B) {
+	s, c := benchScheduler(b), benchCluster(b, 10_000)
+	if _, err := s.Place(c, mixedLoad(100_000)); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		c.Clone()
+	}
+}
+
+// BenchmarkBind binds and releases tasks one by one, as a store's watch does.
+func BenchmarkBind(b *testing.B) {
+	c := benchCluster(b, 10_000)
+	r := Request{Service: "web", Resources: Resources{CPU: 1}}
+	ids, nodes := make([]string, 4096), make([]string, 4096)
+	for i := range ids {
+		ids[i], nodes[i] = fmt.Sprint("web.", i), fmt.Sprintf("node-%06d", i)
+	}
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		k := i % len(ids)
+		if err := c.Bind(ids[k], nodes[k], &r); err != nil {
+			b.Fatal(err)
+		}
+		if err := c.Release(ids[k]); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -16,9 +16,16 @@ func (c *Cluster) Verify() error {
 			return err
 		}
 	}
-	for t := range c.Tasks() {
-		if err := fresh.Bind(t.ID, t.Node, t.Request); err != nil {
-			return err
+	// A task that found no model to choose, and so still has a choice, comes
+	// after those that have chosen.
+	for _, open := range []bool{false, true} {
+		for t := range c.Tasks() {
+			if c.shapes[c.tasks.entries[c.tasks.find(t.ID)].shape].anyWays != open {
+				continue
+			}
+			if err := fresh.Bind(t.ID, t.Node, t.Request); err != nil {
+				return err
+			}
 		}
 	}
 	if len(c.slots) != len(fresh.slots) || c.tasks.count != fresh.tasks.count {

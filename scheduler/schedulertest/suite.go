@@ -340,9 +340,18 @@ func Rebuild(c *scheduler.Cluster) (*scheduler.Cluster, error) {
 			return nil, err
 		}
 	}
-	for t := range c.Tasks() {
-		if err := d.Bind(t.ID, t.Node, t.Request); err != nil {
-			return nil, err
+	open := func(t scheduler.Task) bool {
+		return slices.ContainsFunc(t.Request.Resources.Devices, func(d scheduler.Device) bool { return d.Model == "" })
+	}
+	// Tasks that hold a model first, so that the others choose as they did.
+	for _, later := range []bool{false, true} {
+		for t := range c.Tasks() {
+			if open(t) != later {
+				continue
+			}
+			if err := d.Bind(t.ID, t.Node, t.Request); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return d, nil
