@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -222,11 +221,19 @@ func (m *member) start(ctx context.Context, env environment, background *sync.Wa
 			Permanent: permanent || errors.As(err, &bad),
 		}}
 	}
+	pid := 0
+	if found, err := t.agent.opts.Runtime.List(ctx, map[string]string{runtime.LabelTask: t.rec.ID}); err == nil {
+		for _, c := range found {
+			if c.ID == id {
+				pid = c.PID
+			}
+		}
+	}
 	t.mu.Lock()
 	m.id, m.attempt = id, attempt
 	close(m.changed)
 	m.changed = make(chan struct{})
-	m.since, m.running, m.pid = time.Now().UTC(), true, 0
+	m.since, m.running, m.pid = time.Now().UTC(), true, pid
 	m.probe(id, false)
 	t.evaluate()
 	t.mu.Unlock()
@@ -346,21 +353,9 @@ func (m *member) tail(ctx context.Context, id string) []string {
 // stopSignal is the spec's, the image's or SIGTERM.
 func (m *member) stopSignal() runtime.Signal {
 	for _, name := range []string{m.spec.StopSignal, m.image.StopSignal} {
-		if s, ok := signals[strings.TrimPrefix(strings.ToUpper(name), "SIG")]; ok {
+		if s, err := orchestrate.ParseSignal(name); name != "" && err == nil {
 			return s
-		}
-		if n, err := strconv.Atoi(name); err == nil && n > 0 && n < 65 {
-			return runtime.Signal(n)
 		}
 	}
 	return runtime.SIGTERM
-}
-
-// signals are Linux's by name; see signal(7).
-var signals = map[string]runtime.Signal{
-	"HUP": 1, "INT": 2, "QUIT": 3, "ILL": 4, "TRAP": 5, "ABRT": 6, "BUS": 7, "FPE": 8,
-	"KILL": 9, "USR1": 10, "SEGV": 11, "USR2": 12, "PIPE": 13, "ALRM": 14, "TERM": 15,
-	"STKFLT": 16, "CHLD": 17, "CONT": 18, "STOP": 19, "TSTP": 20, "TTIN": 21, "TTOU": 22,
-	"URG": 23, "XCPU": 24, "XFSZ": 25, "VTALRM": 26, "PROF": 27, "WINCH": 28, "IO": 29,
-	"PWR": 30, "SYS": 31, "RTMIN": 34, "RTMAX": 64,
 }

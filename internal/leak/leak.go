@@ -1,0 +1,141 @@
+//go:build linux
+
+// Package leak tells what a fleet has left on a machine: everything that the
+// library makes outside of its own process, taken before and after.
+package leak
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+)
+
+// Machine is what exists on a machine at one moment, as "kind: name".
+type Machine map[string]bool
+
+// Look takes stock of interfaces, nftables tables, mounts, container cgroups,
+// shim processes and the library's own folders. Folders are further paths
+// whose existence counts.
+func Look(folders ...string) (Machine, error) {
+	m := Machine{}
+	for _, look := range []func(Machine) error{interfaces, tables, mounts, cgroups, processes} {
+		if err := look(m); err != nil {
+			return nil, err
+		}
+	}
+	run, err := filepath.Glob("/run/orchestrate/*")
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range append(run, folders...) {
+		if _, err := os.Lstat(path); err == nil {
+			m["path: "+path] = true
+		}
+	}
+	return m, nil
+}
+
+// Since returns what m has and before had not, sorted.
+func (m Machine) Since(before Machine) []string {
+	var left []string
+	for _, name := range slices.Sorted(maps.Keys(m)) {
+		if !before[name] {
+			left = append(left, name)
+		}
+	}
+	return left
+}
+
+// MarshalText and UnmarshalText let a Machine pass through an environment
+// variable, to a later start of a program.
+func (m Machine) MarshalText() ([]byte, error) {
+	return json.Marshal(slices.Sorted(maps.Keys(m)))
+}
+
+// UnmarshalText reads what MarshalText wrote.
+func (m *Machine) UnmarshalText(data []byte) error {
+	var names []string
+	if err := json.Unmarshal(data, &names); err != nil {
+		return err
+	}
+	*m = Machine{}
+	for _, n := range names {
+		(*m)[n] = true
+	}
+	return nil
+}
+
+func interfaces(m Machine) error {
+	entries, err := os.ReadDir("/sys/class/net")
+	for _, e := range entries {
+		m["interface: "+e.Name()] = true
+	}
+	return err
+}
+
+func tables(m Machine) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("nftables: %w", err)
+	}
+	list, err := conn.ListTables()
+	if err != nil {
+		return fmt.Errorf("nftables: %w", err)
+	}
+	for _, t := range list {
+		m[fmt.Sprintf("nftables table: %d %s", t.Family, t.Name)] = true
+	}
+	return nil
+}
+
+func mounts(m Machine) error {
+	file, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	for lines := bufio.NewScanner(file); lines.Scan(); {
+		// proc_pid_mountinfo(5): the fifth field is the mount point.
+		if fields := strings.Fields(lines.Text()); len(fields) > 5 {
+			m["mount: "+fields[4]] = true
+		}
+	}
+	return nil
+}
+
+func cgroups(m Machine) error {
+	return filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
+		if os.IsNotExist(err) {
+			return nil // it ended while we looked
+		}
+		if err == nil && d.IsDir() && strings.Contains(path, "/orchestrate") {
+			m["cgroup: "+path] = true
+		}
+		return err
+	})
+}
+
+func processes(m Machine) error {
+	comms, err := filepath.Glob("/proc/[0-9]*/comm")
+	if err != nil {
+		return err
+	}
+	for _, path := range comms {
+		comm, err := os.ReadFile(path)
+		if err != nil {
+			continue // it ended while we looked
+		}
+		if name := strings.TrimSpace(string(comm)); strings.HasPrefix(name, "containerd-shim") || name == "runc" {
+			m["process: "+name+" "+filepath.Base(filepath.Dir(path))] = true
+		}
+	}
+	return nil
+}
