@@ -130,7 +130,7 @@ func (d *Driver) replaceAll(next map[frontend]network.Rule) error {
 	}
 	if fresh {
 		d.networks.RLock()
-		err = d.table.addNetworks(c, slices.Collect(maps.Values(d.nets)))
+		err = d.table.addNetworks(c, slices.Collect(maps.Values(d.nets)), d.loopback6())
 		d.networks.RUnlock()
 		if err != nil {
 			return err
@@ -154,9 +154,7 @@ func (d *Driver) replaceAll(next map[frontend]network.Rule) error {
 		return err
 	}
 	d.balance = after
-	// What an earlier driver had programmed is not known, so every flow to a
-	// frontend whose endpoint is not in the rules is stale.
-	return d.forgetFlows(slices.Collect(maps.Values(next)), nil)
+	return d.forgetFlows(slices.Collect(maps.Values(next)), nil, true)
 }
 
 // change writes what is different.
@@ -189,7 +187,7 @@ func (d *Driver) change(next map[frontend]network.Rule, changed, gone []frontend
 		return err
 	}
 	d.balance = after
-	return d.forgetFlows(now, before)
+	return d.forgetFlows(now, before, false)
 }
 
 // count adds a rule's endpoints to the hairpin counts, or takes them off.

@@ -47,6 +47,7 @@ func (t *table) chains() []ruleChain {
 		rule(toThisNode, jump(chainPublished)),
 	}
 	published := [][]expr.Any{
+		rule(ipv6, load(dest6, 8), t.in(setLocal6, 8), accept),
 		rule(ipv4, t.frontend(true), t.verdict(mapHost+"4")),
 		rule(ipv4, protocolAndPort(8), t.verdict(mapAll+"4")),
 		rule(ipv6, t.frontend(false), t.verdict(mapHost+"6")),

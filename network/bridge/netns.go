@@ -33,7 +33,7 @@ func (d *Driver) Create(ctx context.Context, id string, sysctls map[string]strin
 	if isNamespace(path) {
 		return path, nil
 	}
-	if err := d.makeNamespace(path, sysctls); err != nil {
+	if err := makeNamespace(path, sysctls); err != nil {
 		return "", fmt.Errorf("create network namespace %s: %w", id, err)
 	}
 	return path, nil
@@ -46,7 +46,7 @@ func isNamespace(path string) bool {
 	return unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC
 }
 
-func (d *Driver) makeNamespace(path string, sysctls map[string]string) error {
+func makeNamespace(path string, sysctls map[string]string) error {
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY|unix.O_NOFOLLOW, 0o444)
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"regexp"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -85,7 +86,10 @@ func (d *Driver) ensure(nw, old *segment) error {
 	if err := d.hostSysctls(nw); err != nil {
 		return err
 	}
-	if err := d.table.setNetworks(slices.Collect(maps.Values(d.nets))); err != nil {
+	if err := d.leaveBridgesAlone(); err != nil {
+		return err
+	}
+	if err := d.table.setNetworks(slices.Collect(maps.Values(d.nets)), d.loopback6()); err != nil {
 		return err
 	}
 	if old == nil {
@@ -136,7 +140,7 @@ func (d *Driver) makeBridge(nw *segment) error {
 	if err := d.host.LinkSetUp(link); err != nil {
 		return fmt.Errorf("bridge %s: up: %w", nw.bridge, err)
 	}
-	return d.setVirtualRoutes(nw)
+	return errors.Join(d.setVirtualRoutes(nw), d.loopbackRoute(nw))
 }
 
 // setAddresses gives the bridge the gateways' addresses and takes away those
@@ -174,7 +178,7 @@ func (d *Driver) setAddresses(nw *segment, link netlink.Link) error {
 // processes: without a route a connection fails before the output hook can
 // send it to an endpoint. The gateway as source brings replies back.
 func (d *Driver) setVirtualRoutes(nw *segment) error {
-	routes, err := d.host.RouteListFiltered(unix.AF_UNSPEC, &netlink.Route{LinkIndex: nw.index, Protocol: routeProtocol}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
+	routes, err := d.host.RouteListFiltered(unix.AF_UNSPEC, &netlink.Route{LinkIndex: nw.index, Protocol: routeProtocol, Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}
@@ -266,9 +270,8 @@ func (d *Driver) uplinkMTU() int {
 	return 1500 // Ethernet's
 }
 
-// hostSysctls sets what the node must do for the network. Only forwarding
-// holds for the whole node; it is never turned off again, because others may
-// have come to need it.
+// hostSysctls sets what the node must do for the network. What holds for the
+// whole node is never turned back, because others may have come to need it.
 func (d *Driver) hostSysctls(nw *segment) error {
 	return inside(d.hostNS, func() error {
 		if nw.gateway(true).IsValid() {
@@ -278,8 +281,13 @@ func (d *Driver) hostSysctls(nw *segment) error {
 				// published port leave by the bridge. What a task sends to
 				// 127.0.0.0/8 of the node is dropped in the table.
 				setSysctl("net/ipv4/conf/"+nw.bridge+"/route_localnet", "1"),
-				// Tasks reach each other by way of the node, on purpose.
+				// Tasks reach each other by way of the node, on purpose. The
+				// kernel takes the greater of the two values, so that "all"
+				// off changes nothing for interfaces whose own is on. It
+				// matters: a redirect, even one that the table drops, uses up
+				// the allowance for refusals by ICMP.
 				setSysctl("net/ipv4/conf/"+nw.bridge+"/send_redirects", "0"),
+				setSysctl("net.ipv4.conf.all.send_redirects", "0"),
 			)
 			if err != nil {
 				return err
@@ -296,6 +304,65 @@ func (d *Driver) hostSysctls(nw *segment) error {
 			setSysctl("net/ipv6/conf/"+nw.bridge+"/accept_ra", "0"),
 		)
 	})
+}
+
+// loopbackRoute lets replies to connections of the node's own processes from
+// ::1 to a published port come in by the bridge: what route_localnet is for
+// IPv4. The node itself prefers its own route to ::1, of metric 0.
+func (d *Driver) loopbackRoute(nw *segment) error {
+	if !nw.gateway(false).IsValid() {
+		return nil
+	}
+	err := d.host.RouteReplace(&netlink.Route{
+		LinkIndex: nw.index, Dst: ipNet(netip.PrefixFrom(netip.IPv6Loopback(), 128)),
+		Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Priority: 2000, Protocol: routeProtocol,
+	})
+	if err != nil {
+		return fmt.Errorf("bridge %s: route to ::1: %w", nw.bridge, err)
+	}
+	return nil
+}
+
+// filterBridges are the switches of br_netfilter, which makes bridged packets
+// pass the hooks of nftables as if they were routed.
+const filterBridges = "/proc/sys/net/bridge/bridge-nf-call-"
+
+// leaveBridgesAlone turns br_netfilter off where all bridges of the node are
+// of fleets like this one, which do not need it: it costs a tenth of the
+// throughput, and replies to ::1 get lost in it. Another program's bridge
+// may need it, so where there is one it stays as it is.
+func (d *Driver) leaveBridgesAlone() error {
+	if !d.bridged {
+		return nil
+	}
+	links, err := d.host.LinkList()
+	if err != nil {
+		return fmt.Errorf("list interfaces: %w", err)
+	}
+	for _, l := range links {
+		if l.Type() == "bridge" && !ourBridge.MatchString(l.Attrs().Name) {
+			return nil
+		}
+	}
+	return inside(d.hostNS, func() error {
+		return errors.Join(setSysctl("net.bridge.bridge-nf-call-iptables", "0"), setSysctl("net.bridge.bridge-nf-call-ip6tables", "0"))
+	})
+}
+
+// ourBridge is the form of Driver.name for bridges, of any fleet.
+var ourBridge = regexp.MustCompile("^ob[0-9a-f]{12}$")
+
+// loopback6 reports whether published ports can be had at ::1. Where
+// br_netfilter is on for IPv6 they cannot: it translates the reply before the
+// kernel looks whether ::1 came from outside. Connections are then refused
+// at once, and clients of "localhost" go on to 127.0.0.1.
+func (d *Driver) loopback6() bool {
+	on := []byte("0")
+	_ = inside(d.hostNS, func() (err error) { // without br_netfilter there is no file
+		on, err = os.ReadFile(filterBridges + "ip6tables")
+		return err
+	})
+	return len(on) == 0 || on[0] == '0'
 }
 
 // keepRouterAdvertisements keeps the default routes of a node that learnt
@@ -342,7 +409,7 @@ func (d *Driver) Remove(ctx context.Context, name string) error {
 	delete(rest, name)
 	err := d.removeLinks(nw)
 	if err == nil {
-		err = d.table.setNetworks(slices.Collect(maps.Values(rest)))
+		err = d.table.setNetworks(slices.Collect(maps.Values(rest)), d.loopback6())
 	}
 	if err == nil {
 		err = d.state.removeNetwork(name)

@@ -20,6 +20,7 @@ const (
 	setInternal = "internal" // bridges of internal networks
 	setSubnets  = "subnets"  // addresses of tasks; by family
 	setVirtual  = "virtual"  // ranges of virtual addresses; by family
+	setLocal6   = "local6"   // IPv6 addresses of the node where ports are not published
 )
 
 // The sets and maps about services; each by family.
@@ -43,7 +44,7 @@ func suffix(ipv4 bool) string {
 	return "6"
 }
 
-var networkSets = []string{setBridges, setSame, setInternal, setSubnets + "4", setSubnets + "6", setVirtual + "4", setVirtual + "6"}
+var networkSets = []string{setBridges, setSame, setInternal, setSubnets + "4", setSubnets + "6", setVirtual + "4", setVirtual + "6", setLocal6}
 
 var serviceSets = []string{mapVirtual, mapHost, mapAll, mapEndpoints, setRefused, setHairpin}
 
@@ -56,6 +57,7 @@ func allSets() []*nftables.Set {
 		{Name: setBridges, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
 		{Name: setSame, KeyType: pair(nftables.TypeIFName, nftables.TypeIFName), KeyByteOrder: binaryutil.NativeEndian, Concatenation: true},
 		{Name: setInternal, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
+		{Name: setLocal6, KeyType: nftables.TypeIP6Addr},
 	}
 	for _, ipv4 := range []bool{true, false} {
 		f, addr := suffix(ipv4), nftables.TypeIP6Addr
@@ -78,7 +80,7 @@ func allSets() []*nftables.Set {
 }
 
 // networkElements returns what the sets about networks hold.
-func networkElements(nets []*segment) map[string][]nftables.SetElement {
+func networkElements(nets []*segment, loopback6 bool) map[string][]nftables.SetElement {
 	elements := map[string][]nftables.SetElement{}
 	ranges := map[string][]netip.Prefix{}
 	add := func(set string, key []byte) {
@@ -99,6 +101,9 @@ func networkElements(nets []*segment) map[string][]nftables.SetElement {
 			set := setVirtual + suffix(p.Addr().Is4())
 			ranges[set] = append(ranges[set], p.Masked())
 		}
+	}
+	if !loopback6 {
+		add(setLocal6, netip.IPv6Loopback().AsSlice())
 	}
 	for set, prefixes := range ranges {
 		elements[set] = intervals(prefixes)

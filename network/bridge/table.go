@@ -123,19 +123,19 @@ func (t *table) flush(c *nftables.Conn) error {
 
 // setNetworks makes the sets about networks say what they should, in one
 // transaction.
-func (t *table) setNetworks(nets []*segment) error {
+func (t *table) setNetworks(nets []*segment, loopback6 bool) error {
 	c, _, err := t.begin()
 	if err != nil {
 		return err
 	}
-	if err := t.addNetworks(c, nets); err != nil {
+	if err := t.addNetworks(c, nets, loopback6); err != nil {
 		return err
 	}
 	return t.flush(c)
 }
 
-func (t *table) addNetworks(c *nftables.Conn, nets []*segment) error {
-	elements := networkElements(nets)
+func (t *table) addNetworks(c *nftables.Conn, nets []*segment, loopback6 bool) error {
+	elements := networkElements(nets, loopback6)
 	for _, name := range networkSets {
 		c.FlushSet(t.sets[name])
 		if err := t.add(c, name, elements[name]); err != nil {
