@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Every test, with the race detector, as root and on real containers. Fails if
+# anything is left on the machine.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export ORCHESTRATE_BIN="$PWD/.cache/bin" CGO_ENABLED=1
+
+say() { printf 'test: %s\n' "$*"; }
+
+say "gofmt and go vet"
+unformatted=$(gofmt -l $(git ls-files '*.go'))
+[ -z "$unformatted" ] || { say "not gofmt-ed: $unformatted" >&2; exit 1; }
+go vet ./...
+
+go build -o .cache/bin/leftovers ./internal/leak/leftovers
+.cache/bin/leftovers -save .cache/before.json
+
+say "go test -race ./..."
+status=0
+# Packages that share the machine's kernel state take turns.
+go test -race -p 2 -timeout 20m ./... || status=1
+
+say "the comparison module, at its smallest"
+(cd bench && go vet ./... && go test -timeout 10m ./...) || status=1
+
+say "the quickstart, on real containers"
+CGO_ENABLED=0 go build -trimpath -ldflags=-s -o .cache/bin/quickstart ./examples/quickstart
+.cache/bin/quickstart || status=1
+
+.cache/bin/leftovers -check .cache/before.json || status=1
+if [ $status = 0 ]; then say "all passed, and nothing is left on the machine"; fi
+exit $status
