@@ -22,6 +22,8 @@ type Cluster struct {
 	specs     []*Node // by slot; nil when the slot is free. Never changed, only replaced
 	slots     map[string]int32
 	freeSlots []int32
+	ranked    bool            // whether the nodes' ranks are up to date
+	order     []int32         // slots in the order of their ids, when ranked
 	ports     [][]HostPort    // by slot; nil while nobody takes ports. Inner slices are replaced whole
 	devices   [][]deviceState // by slot; nil while nobody has devices. Inner slices are replaced whole
 
@@ -57,7 +59,7 @@ type Cluster struct {
 type nodeState struct {
 	free    vector        // allocatable minus used; negative after too much was bound
 	inverse [dims]float64 // 1 / allocatable; 0 for nothing
-	rank    uint64        // hash of the id: breaks ties alike in every cluster
+	rank    uint64        // position among the ids, sorted: breaks ties alike in every cluster
 	tasks   int32
 	head    int32 // first of its tasks
 }
@@ -86,6 +88,7 @@ func (c *Cluster) Clone() *Cluster {
 	d.specs = slices.Clone(c.specs)
 	d.slots = maps.Clone(c.slots)
 	d.freeSlots = slices.Clone(c.freeSlots)
+	d.order = slices.Clone(c.order)
 	d.ports = slices.Clone(c.ports)
 	d.devices = slices.Clone(c.devices)
 	d.tasks = c.tasks.clone()
@@ -160,8 +163,10 @@ func (c *Cluster) newSlot(id string) int32 {
 			c.devices = append(c.devices, nil)
 		}
 	}
-	c.nodes[slot] = nodeState{rank: rankOf(id), head: none}
+	c.nodes[slot] = nodeState{head: none}
 	c.slots[id] = slot
+	c.order = append(c.order, slot)
+	c.ranked = false
 	return slot
 }
 
@@ -200,8 +205,22 @@ func (c *Cluster) RemoveNode(id string) ([]string, error) {
 	}
 	c.columns.clear(slot)
 	c.freeSlots = append(c.freeSlots, slot)
+	c.order = slices.DeleteFunc(c.order, func(x int32) bool { return x == slot })
 	c.specSeq++
 	return gone, nil
+}
+
+// rank numbers the nodes in the order of their ids. Nodes that came in that
+// order are then also neighbours in memory, which makes large groups faster.
+func (c *Cluster) rank() {
+	if c.ranked {
+		return
+	}
+	slices.SortFunc(c.order, func(a, b int32) int { return strings.Compare(c.specs[a].ID, c.specs[b].ID) })
+	for i, slot := range c.order {
+		c.nodes[slot].rank = uint64(i)
+	}
+	c.ranked = true
 }
 
 // Bind records that a task runs on a node and takes there what r says. It
@@ -258,10 +277,14 @@ func (c *Cluster) release(i int32) {
 	c.changes.add(e.node, len(c.nodes))
 }
 
-// addTask enters a task whose resources are taken already.
-func (c *Cluster) addTask(id string, slot int32, sh *shape) {
-	c.tasks.add(id, slot, sh.id, &c.nodes[slot].head)
+// addTask enters a task whose resources are taken already. It is false, and
+// nothing has happened, when there is a task of that id.
+func (c *Cluster) addTask(id string, slot int32, sh *shape) bool {
+	if !c.tasks.add(id, slot, sh.id, &c.nodes[slot].head) {
+		return false
+	}
 	c.ref(sh)
+	return true
 }
 
 func (c *Cluster) ref(sh *shape) {
@@ -392,13 +415,13 @@ func (t *total) sub(v int64) {
 
 func (t *total) float() float64 { return float64(t.hi)*(1<<64) + float64(t.lo) }
 
-// rankOf hashes an id (FNV-1a, then a finaliser so that near ids part).
-func rankOf(id string) uint64 {
+// hashName hashes a name (FNV-1a), alike in every process.
+func hashName(id string) uint64 {
 	h := uint64(14695981039346656037)
 	for i := range len(id) {
 		h = (h ^ uint64(id[i])) * 1099511628211
 	}
-	return mix(h)
+	return h
 }
 
 // mix is the finaliser of SplitMix64 (Steele, Lea, Flood 2014).

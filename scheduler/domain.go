@@ -75,15 +75,21 @@ func (ix *index) splitDomains(depth int, s SpreadKey) {
 	c := ix.c
 	col := c.column(s.Key)
 	type place struct{ parent, value int32 }
-	found := map[place]int32{}
+	// The parents are the domains of the level before, numbered in a row.
+	first, values := int32(len(ix.domains)), int32(len(col.values))
+	for first > 0 && ix.domains[first-1].depth == depth-1 {
+		first--
+	}
+	cell := func(p place) int32 { return (p.parent-first)*values + p.value }
+	found := make([]int32, (int32(len(ix.domains))-first)*values)
 	var order []place
 	for slot, leaf := range ix.leaf {
 		if c.specs[slot] == nil {
 			continue
 		}
 		p := place{leaf, col.slots[slot]}
-		if _, ok := found[p]; !ok {
-			found[p] = 0
+		if k := cell(p); found[k] == 0 {
+			found[k] = 1
 			order = append(order, p)
 		}
 	}
@@ -106,11 +112,11 @@ func (ix *index) splitDomains(depth int, s SpreadKey) {
 		if x, ok := s.Weights[col.values[p.value]]; ok && p.value != 0 {
 			w = x
 		}
-		found[p] = ix.addDomain(p.parent, depth, w)
+		found[cell(p)] = ix.addDomain(p.parent, depth, w)
 	}
 	for slot, leaf := range ix.leaf {
 		if c.specs[slot] != nil {
-			ix.leaf[slot] = found[place{leaf, col.slots[slot]}]
+			ix.leaf[slot] = found[cell(place{leaf, col.slots[slot]})]
 		}
 	}
 }

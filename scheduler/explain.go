@@ -1,7 +1,6 @@
 package scheduler
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 )
@@ -285,24 +284,28 @@ func (g *Group) fixes() []Fix {
 func (g *Group) fixFree() (Fix, bool) {
 	ix, c := g.ix, g.c
 	best, bestShare, dim := none, 0.0, 0
+	var inverse [dims]float64
+	for d, v := range ix.sh.need {
+		inverse[d] = 1 / float64(max(v, 1))
+	}
 	for i, w := range ix.why {
 		if w < whyCPU || w > whyDisk {
 			continue
 		}
-		slot, lacking, share := int32(i), 0, 0.0
-		at := 0
-		for d := range dims {
-			if lack := ix.sh.need[d] - c.nodes[i].free[d]; lack > 0 && ix.sh.need[d] > 0 {
-				lacking++
-				at, share = d, float64(lack)/float64(ix.sh.need[d])
-			}
-		}
-		// More than it has altogether can not be freed.
-		if lacking != 1 || ix.sh.need[at] > c.specs[i].allocatable()[at] {
+		slot, d := int32(i), int(w-whyCPU) // the first that it lacks
+		free := &c.nodes[i].free
+		share := float64(ix.sh.need[d]-free[d]) * inverse[d]
+		if best != none && (share > bestShare || share == bestShare && c.byRank(best, slot) < 0) {
 			continue
 		}
-		if best == none || cmp.Or(cmp.Compare(share, bestShare), c.byRank(slot, best)) < 0 {
-			best, bestShare, dim = slot, share, at
+		// It must lack nothing else, and more than it has altogether can not
+		// be freed.
+		enough := ix.sh.need[d] <= c.specs[i].allocatable()[d]
+		for e := d + 1; e < dims; e++ {
+			enough = enough && (ix.sh.need[e] <= free[e] || ix.sh.need[e] == 0)
+		}
+		if enough {
+			best, bestShare, dim = slot, share, d
 		}
 	}
 	var enough vector

@@ -36,7 +36,7 @@ func (g *Group) Left() int { return g.r.Count - len(g.picks) }
 // Seed is the Scheduler's seed, mixed with what is being placed and where it
 // stands, so that it differs from one Place to the next.
 func (g *Group) Seed() uint64 {
-	return mix(g.p.s.opts.Seed ^ rankOf(g.r.name()) + uint64(g.c.tasks.count))
+	return mix(g.p.s.opts.Seed ^ hashName(g.r.name()) + uint64(g.c.tasks.count))
 }
 
 // Best is the node that the strategy's spreading and scores put first.
@@ -210,9 +210,10 @@ func (g *Group) commit() {
 	if n == 0 {
 		return
 	}
-	d.Tasks = g.taskIDs(n)
+	d.Tasks = make([]string, n)
 	d.Nodes = make([]string, n)
 	c.tasks.reserve(n)
+	names := g.namer(n)
 	c.tally = sized(c.tally, len(c.nodes))
 	touched := c.touched[:0]
 	for i, slot := range g.picks {
@@ -221,13 +222,21 @@ func (g *Group) commit() {
 			sh = g.shapes[i]
 		}
 		d.Nodes[i] = c.specs[slot].ID
-		c.addTask(d.Tasks[i], slot, sh)
+		for {
+			d.Tasks[i] = names.next()
+			if c.addTask(d.Tasks[i], slot, sh) {
+				break
+			}
+		}
 		if c.tally[slot]++; c.tally[slot] == 1 {
 			touched = append(touched, slot)
 		}
 	}
 	svc := c.ownService(g.sh.svc)
 	svc.total += n
+	if len(svc.nodes) == 0 && len(touched) > 8 {
+		svc.nodes = make(map[int32]int32, len(touched))
+	}
 	for _, slot := range touched {
 		svc.nodes[slot] += c.tally[slot]
 		c.tally[slot] = 0
@@ -240,27 +249,42 @@ func (g *Group) commit() {
 	g.ix.seq = c.changes.end() // it has seen them all
 }
 
-// taskIDs are the ids given, or new ones, all in one string.
-func (g *Group) taskIDs(n int) []string {
-	if g.r.Tasks != nil {
-		return slices.Clone(g.r.Tasks[:n])
+// namer gives out task ids: those given with the request, or new ones that are
+// parts of one string.
+type namer struct {
+	given  []string
+	ids    *idSet
+	svc    *service
+	prefix string
+	all    strings.Builder
+}
+
+func (g *Group) namer(n int) *namer {
+	m := &namer{given: g.r.Tasks}
+	if m.given == nil {
+		m.ids, m.svc = &g.p.ids, g.c.ownService(g.sh.svc)
+		m.prefix = g.r.name() + "."
+		m.all.Grow(n * (len(m.prefix) + 7))
 	}
-	svc := g.c.ownService(g.sh.svc)
-	prefix := g.r.name() + "."
-	ids := make([]string, 0, n)
-	var all strings.Builder // its String copies nothing
-	all.Grow(n * (len(prefix) + 7))
+	return m
+}
+
+func (m *namer) next() string {
+	if m.given != nil {
+		id := m.given[0]
+		m.given = m.given[1:]
+		return id
+	}
 	var digits [20]byte
-	for len(ids) < n {
-		svc.next++
-		start := all.Len()
-		all.WriteString(prefix)
-		all.Write(strconv.AppendInt(digits[:0], int64(svc.next), 10))
-		if id := all.String()[start:]; g.c.tasks.find(id) == none && !g.p.ids.has(id) {
-			ids = append(ids, id)
+	for {
+		m.svc.next++
+		start := m.all.Len()
+		m.all.WriteString(m.prefix)
+		m.all.Write(strconv.AppendInt(digits[:0], int64(m.svc.next), 10))
+		if id := m.all.String()[start:]; !m.ids.has(id) { // String copies nothing
+			return id
 		}
 	}
-	return ids
 }
 
 func (g *Group) quorum() int {

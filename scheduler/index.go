@@ -99,6 +99,7 @@ func (c *Cluster) index(sh *shape, st *strategy, private bool) *index {
 // build makes the index anew, in the memory it has.
 func (ix *index) build(sh *shape, st *strategy, counting bool) {
 	c, n := ix.c, len(ix.c.nodes)
+	c.rank()
 	ix.st, ix.sh, ix.base, ix.svc, ix.counting = st, sh, sh.base, sh.svc, counting
 	ix.spread = sh.req.Spread
 	ix.static = c.static(sh)

@@ -88,10 +88,18 @@ func (t *taskTable) find(id string) int32 {
 	return none
 }
 
-// add enters a task that is not in the table and links it first into the list
-// that begins at *head.
-func (t *taskTable) add(id string, node, shape int32, head *int32) {
+// add enters a task and links it first into the list that begins at *head. It
+// is false, and nothing has happened, when the id is there.
+func (t *taskTable) add(id string, node, shape int32, head *int32) bool {
 	t.reserve(1)
+	h := t.hash(id)
+	mask := uint32(len(t.index) - 1)
+	at := h & mask
+	for ; t.index[at] != 0; at = (at + 1) & mask {
+		if e := &t.entries[t.index[at]-1]; e.hash == h && e.id == id {
+			return false
+		}
+	}
 	i := t.free
 	if i == none {
 		i = int32(len(t.entries))
@@ -99,19 +107,14 @@ func (t *taskTable) add(id string, node, shape int32, head *int32) {
 	} else {
 		t.free = t.entries[i].next
 	}
-	h := t.hash(id)
 	t.entries[i] = taskEntry{id: id, hash: h, node: node, shape: shape, next: *head, prev: none}
 	if *head != none {
 		t.entries[*head].prev = i
 	}
 	*head = i
-	mask := uint32(len(t.index) - 1)
-	at := h & mask
-	for t.index[at] != 0 {
-		at = (at + 1) & mask
-	}
 	t.index[at] = i + 1
 	t.count++
+	return true
 }
 
 // remove takes entry i out of the table and out of the list at *head.

@@ -45,7 +45,7 @@ func (c *Cluster) Verify() error {
 
 func (c *Cluster) verifyNode(fresh *Cluster, at, anew int32) error {
 	a, b := c.nodes[at], fresh.nodes[anew]
-	if a.free != b.free || a.inverse != b.inverse || a.tasks != b.tasks || a.rank != b.rank {
+	if a.free != b.free || a.inverse != b.inverse || a.tasks != b.tasks {
 		return fmt.Errorf("free %v, %d tasks; anew %v, %d", a.free, a.tasks, b.free, b.tasks)
 	}
 	x, y := NodeView{c: c, slot: at}.Free(), NodeView{c: fresh, slot: anew}.Free()
