@@ -234,8 +234,11 @@ func TestKeep(t *testing.T) {
 		}
 		down := errors.New("network is down")
 		s.cut(down)
-		start := time.Now()
+		start, before := time.Now(), s.tries.Load()
 		err = <-result
+		if n := s.tries.Load() - before; n < 8 {
+			t.Errorf("%d renewals were tried while the lease could be alive, want one each second from the first failure", n)
+		}
 		if !errors.Is(err, store.ErrLeaseExpired) || !errors.Is(err, down) {
 			t.Errorf("Keep = %v, want ErrLeaseExpired and the reason", err)
 		}
@@ -243,4 +246,29 @@ func TestKeep(t *testing.T) {
 			t.Errorf("Keep gave up after %v, want when the lease is over", took)
 		}
 	})
+}
+
+// unsure does what it is told and then says that it may not have.
+type unsure struct{ store.Store }
+
+func (s unsure) Commit(ctx context.Context, txn store.Txn) (int64, error) {
+	if _, err := s.Store.Commit(ctx, txn); err != nil {
+		return 0, err
+	}
+	return 0, context.DeadlineExceeded
+}
+
+// TestCampaignLeavesNoUnknownLeader has a candidate whose victory is lost on the
+// way back to it. It must not keep others from leading.
+func TestCampaignLeavesNoUnknownLeader(t *testing.T) {
+	ctx := context.Background()
+	s := memory.New(memory.Options{})
+	defer s.Close()
+	e := store.Election{Store: unsure{s}, ID: "a", TTL: time.Hour}
+	if _, err := e.Campaign(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("Campaign: %v, want the store's error", err)
+	}
+	if leader, err := e.Leader(ctx); !errors.Is(err, store.ErrNoLeader) {
+		t.Errorf("Leader = %+v, %v; want ErrNoLeader", leader, err)
+	}
 }

@@ -91,6 +91,27 @@ func TestOpenRefuses(t *testing.T) {
 		{"newer format", in("orchestrate.store", func(b *bbolt.Bucket) error { return b.Put([]byte("format"), []byte("2")) }), bolt.ErrNewer},
 		{"no format", in("orchestrate.store", func(b *bbolt.Bucket) error { return b.Delete([]byte("format")) }), bolt.ErrCorrupt},
 		{"no header", in("orchestrate.store", func(b *bbolt.Bucket) error { return b.Delete([]byte("header")) }), bolt.ErrCorrupt},
+		{"header from the past", func(t *testing.T, path string) {
+			var header []byte
+			for i := range 2 { // the same key twice, so that only the revision differs
+				s, err := bolt.Open(path, bolt.Options{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, err = s.Commit(context.Background(), store.Txn{Writes: []store.Write{store.Put("/k", nil)}})
+				if err := errors.Join(err, s.Close()); err != nil {
+					t.Fatal(err)
+				}
+				update(t, path, func(tx *bbolt.Tx) error {
+					meta := tx.Bucket([]byte("orchestrate.store"))
+					if i == 0 {
+						header = bytes.Clone(meta.Get([]byte("header")))
+						return nil
+					}
+					return meta.Put([]byte("header"), header)
+				})
+			}
+		}, bolt.ErrCorrupt},
 		{"lost item", in("items", func(b *bbolt.Bucket) error { return b.Delete([]byte("/k/170")) }), bolt.ErrCorrupt},
 		{"item under another key", in("items", func(b *bbolt.Bucket) error {
 			record := bytes.Clone(b.Get([]byte("/k/170")))

@@ -102,6 +102,7 @@ func testElectionDeposed(t testing.TB, h Harness) {
 			t.Fatalf("Campaign: %v", err)
 		}
 		leading, free := l.Context(ctx)
+		pause(ctx, h.TTL) // until it watches its key, and does not find it taken at once
 		commit(ctx, t, s, w)
 		wait(t, l.Done(), "the end of a leadership whose key was taken by "+describe([]store.Write{w}))
 		wait(t, leading.Done(), "the end of the leadership's context")
