@@ -79,11 +79,14 @@ func (m *member) noteReady() {
 	}
 }
 
+// sicken asks the container's loop to restart it. A word about an earlier
+// container that nobody has heard gives way. task.mu is held.
 func (m *member) sicken(i illness) {
 	select {
-	case m.ill <- i:
-	default: // it is being restarted already
+	case <-m.ill:
+	default:
 	}
+	m.ill <- i
 }
 
 // checked is told of every change of a check's status.

@@ -335,6 +335,11 @@ func (t *task) pull(ctx context.Context, images map[string]runtime.Image) error 
 		image, err := t.agent.opts.Runtime.Pull(ctx, m.spec.Image, runtime.PullOptions{
 			Policy: policy, Credentials: t.agent.opts.Credentials,
 		})
+		if err != nil && t.adopted {
+			// What runs does not need its image, so it must not end for it.
+			t.log.Warn("the image of an adopted container is gone", "image", m.spec.Image, "error", err)
+			continue
+		}
 		if err != nil {
 			permanent := errors.Is(err, runtime.ErrImageNotFound) || errors.Is(err, runtime.ErrUnauthorized) || errors.Is(err, runtime.ErrPlatform)
 			return failed(record.FailedImage, fmt.Errorf("image %q: %w", m.spec.Image, err), permanent)

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/orchestrate-go/orchestrate"
 	"github.com/orchestrate-go/orchestrate/internal/record"
 	"github.com/orchestrate-go/orchestrate/network"
 	"github.com/orchestrate-go/orchestrate/store"
@@ -190,8 +191,17 @@ func (t *traffic) run(ctx context.Context) error {
 			continue
 		}
 		failures = 0
+		t.mu.Lock()
+		if len(t.refused) > 0 {
+			again = time.After(refusedRetry)
+		}
+		t.mu.Unlock()
 	}
 }
+
+// refusedRetry is after what time a published port is tried again that a
+// process of the host has taken: nothing tells when that process ends.
+const refusedRetry = 2 * time.Second
 
 // program makes balancer and names what the records say now.
 func (t *traffic) program(ctx context.Context) error {
@@ -218,14 +228,18 @@ func (t *traffic) program(ctx context.Context) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	for _, e := range served {
+		if err == nil && refused[service(e.task)] == nil {
+			continue
+		}
+		// It is told again when that has changed.
+		if now, ok := t.local[e.task.ID]; ok && now.served == nil {
+			now.served = e.served
+			t.local[e.task.ID] = now
+		}
+	}
 	if err != nil {
 		t.waiting = append(waiting, t.waiting...)
-		for _, e := range served {
-			if now, ok := t.local[e.task.ID]; ok && now.served == nil {
-				now.served = e.served
-				t.local[e.task.ID] = now
-			}
-		}
 		return err
 	}
 	changed := !maps.EqualFunc(refused, t.refused, func(a, b error) bool { return a.Error() == b.Error() })
@@ -355,48 +369,53 @@ func (t *traffic) rules() []network.Rule {
 	return rules
 }
 
-// zones are the names of every network of the node. A service is known by its
-// name to tasks of any namespace when the name is unique, and always as
-// NAME.NAMESPACE. t.mu is held.
+// zones are the names of every network of the node. A service is always known
+// as NAME.NAMESPACE, and as NAME in the namespace "default" or where no other
+// namespace has one of that name. t.mu is held.
 func (t *traffic) zones() []Zone {
 	all := t.backends()
 	var zones []Zone
 	for _, spec := range t.agent.nets.made() {
 		z := Zone{Network: spec.Name, Subnets: spec.Subnets, Listen: spec.Driver().Gateways(), Names: map[string][]netip.Addr{}}
-		names := map[string]bool{}
+		here := map[string]bool{} // services on this network
 		for s, fe := range t.frontends.all {
 			if len(fe.Addresses[spec.Name]) > 0 {
-				names[s] = true
+				here[s] = true
 			}
 		}
 		for s, nets := range all {
 			if len(nets[spec.Name]) > 0 {
-				names[s] = true
+				here[s] = true
 			}
 		}
-		for s := range names {
+		bearers := map[string]int{} // of a name, over namespaces
+		for s := range here {
+			_, name, _ := strings.Cut(s, "/")
+			bearers[name]++
+		}
+		for s := range here {
 			ns, name, _ := strings.Cut(s, "/")
+			short := ns == orchestrate.DefaultNamespace || bearers[name] == 1
+			put := func(n string, addrs []netip.Addr) {
+				z.Names[n+"."+ns] = addrs
+				if short {
+					z.Names[n] = addrs
+				}
+			}
 			var tasks []netip.Addr
-			slots := map[string][]netip.Addr{}
+			slots := map[int][]netip.Addr{}
 			for _, e := range all[s][spec.Name] {
 				tasks = append(tasks, e.Addresses...)
-				slot := fmt.Sprintf("%d.%s", e.Slot, name)
-				slots[slot] = append(slots[slot], e.Addresses...)
+				slots[e.Slot] = append(slots[e.Slot], e.Addresses...)
 			}
 			virtual := t.frontends.all[s].Addresses[spec.Name]
 			if len(virtual) == 0 {
 				virtual = tasks // without ports there is nothing to balance
 			}
-			put := func(n string, addrs []netip.Addr) {
-				z.Names[n+"."+ns] = addrs
-				if ns == "default" || z.Names[n] == nil {
-					z.Names[n] = addrs
-				}
-			}
 			put(name, virtual)
 			put("tasks."+name, tasks)
 			for slot, addrs := range slots {
-				put(slot, addrs)
+				put(fmt.Sprintf("%d.%s", slot, name), addrs)
 			}
 		}
 		zones = append(zones, z)

@@ -137,43 +137,43 @@ type Resources struct {
 type Security struct {
 	// CapAdd and CapDrop change the default set; names with or without
 	// CAP_, and ALL. Dropping comes first.
-	CapAdd  []string
-	CapDrop []string
+	CapAdd  []string `json:"capAdd,omitempty"`
+	CapDrop []string `json:"capDrop,omitempty"`
 	// AllowNewPrivileges lets setuid programs gain privileges.
-	AllowNewPrivileges bool
+	AllowNewPrivileges bool `json:"allowNewPrivileges,omitempty"`
 	// ReadOnlyRoot mounts the root filesystem read-only.
-	ReadOnlyRoot bool
+	ReadOnlyRoot bool `json:"readOnlyRoot,omitempty"`
 	// Seccomp is "" for the default profile, "unconfined", or the JSON of a
 	// profile in the OCI runtime-spec's form (config-linux.md, Seccomp).
-	Seccomp string
+	Seccomp string `json:"seccomp,omitempty"`
 	// UnmaskPaths leaves the system paths visible and writable that are
 	// masked by default.
-	UnmaskPaths bool
+	UnmaskPaths bool `json:"unmaskPaths,omitempty"`
 	// Privileged gives all capabilities and devices and lifts every
 	// confinement above.
-	Privileged bool
+	Privileged bool `json:"privileged,omitempty"`
 }
 
 // Ulimit is a limit of setrlimit(2), by its name in lower case without
 // RLIMIT_, such as "nofile".
 type Ulimit struct {
-	Name string
-	Soft uint64
-	Hard uint64
+	Name string `json:"name,omitempty"`
+	Soft uint64 `json:"soft,omitempty"`
+	Hard uint64 `json:"hard,omitempty"`
 }
 
 // Device makes a host device node available inside the container.
 type Device struct {
-	Source      string // path on the host
-	Target      string // path in the container; Source when empty
-	Permissions string // of "rwm"; all when empty
+	Source      string `json:"source,omitempty"`      // path on the host
+	Target      string `json:"target,omitempty"`      // path in the container; Source when empty
+	Permissions string `json:"permissions,omitempty"` // of "rwm"; all when empty
 }
 
 // LogLimits bounds what is kept of a container's output on disk. A zero field
 // means the runtime's default.
 type LogLimits struct {
-	MaxBytes int64 // of one file, before it is rotated; default 16 MiB
-	MaxFiles int   // rotated files kept besides the current; default 2
+	MaxBytes int64 `json:"maxBytes,omitempty"` // of one file, before it is rotated; default 16 MiB
+	MaxFiles int   `json:"maxFiles,omitempty"` // rotated files kept besides the current; default 2
 }
 
 // Signal is a signal's number as the Linux kernel counts.
