@@ -119,7 +119,7 @@ func (s *State) front(svc *service) (*record.Frontend, *blocked) {
 			return svc.frontend, &blocked{why: record.WhyNetwork, message: fmt.Sprintf("there is no network %q", name)}
 		}
 	}
-	if len(svc.work.Ports) == 0 || len(svc.work.Networks) == 0 {
+	if !svc.work.fronted() {
 		return nil, nil
 	}
 	f := &record.Frontend{Addresses: map[string][]netip.Addr{}, Ports: svc.work.Ports}

@@ -10,7 +10,8 @@ import "github.com/orchestrate-go/orchestrate/internal/record"
 // from its own record, so old tasks stay old. A task that never proved itself
 // is not replaced. Nothing that runs is stopped: tasks that struggle may yet
 // recover, and show whoever looks what is wrong. A replica that had already
-// given up its old task stays away until the next Apply.
+// given up its old task stays away until the next Apply; it counts against what
+// may be stopped first, so it can keep a node from being drained.
 //
 // The alternative, to go on trying, would be a rollout that has not failed; to
 // undo it is a decision of its own.
@@ -18,10 +19,14 @@ import "github.com/orchestrate-go/orchestrate/internal/record"
 // The record of a task that ended is kept until its copy has a place. So the
 // demand is in the store, as that of a spec is.
 func (v *view) hold() {
-	budget := v.work.Update.Parallelism
+	u := &v.work.Update
+	budget, spare := u.Parallelism, u.Parallelism-v.work.Replicas
 	for _, t := range v.tasks {
 		if t.live() && t.node.leaving() && v.heir(t) != nil {
 			budget--
+		}
+		if t.available() {
+			spare++ // of those that serve, how many may be stopped first
 		}
 	}
 	for _, t := range v.tasks {
@@ -46,15 +51,17 @@ func (v *view) hold() {
 			}
 		case !t.node.leaving():
 			v.settles(t)
+		case t.available() && !v.proven(t): // it is about to
 		case !v.proven(t), heir != nil && v.settles(heir):
 			v.stop(t, record.ReasonDrained)
-		case heir == nil && budget > 0:
-			budget--
-			if v.work.Update.StopFirst {
-				v.stop(t, record.ReasonDrained)
-			} else {
-				v.startIn(t.rec.Slot, t)
+		case heir == nil && u.StopFirst && (!t.available() || spare > 0):
+			if t.available() {
+				spare--
 			}
+			v.stop(t, record.ReasonDrained)
+		case heir == nil && !u.StopFirst && budget > 0:
+			budget--
+			v.startIn(t.rec.Slot, t)
 		}
 	}
 }
@@ -91,6 +98,9 @@ func (v *view) proven(t *task) bool {
 	}
 	if t.rec.Hash != v.work.Hash {
 		return true
+	}
+	if t.available() {
+		return v.settles(t)
 	}
 	until := v.now
 	if t.over() {

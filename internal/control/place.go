@@ -120,7 +120,8 @@ func (v *view) task(st start, id, node string) record.Task {
 	}
 	t.ID, t.Node, t.Slot = id, node, st.slot
 	t.Namespace, t.Service = v.work.Namespace, v.work.Name
-	t.Created, t.Stop, t.Frontend = v.now, nil, len(v.work.Ports) > 0
+	t.Created, t.Stop, t.Frontend = v.now, nil, v.work.fronted()
+	t.Request.Namespace, t.Request.Service = t.Namespace, t.Service
 	t.Request.Count, t.Request.Tasks, t.Request.Avoid, t.Request.Failures = 1, nil, nil, nil
 	return t
 }

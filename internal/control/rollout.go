@@ -157,12 +157,15 @@ func (v *view) fail(why, message string) {
 func (v *view) laggards(st standing) string {
 	var late []string
 	for _, t := range v.tasks {
-		state := record.State("not yet seen by its node")
+		state := "not yet seen by its node"
 		if t.status != nil {
-			state = t.status.State
+			state = string(t.status.State)
 		}
-		if t.live() && v.wanted(t) && t.available() || t.lost() || len(late) == 5 {
+		switch {
+		case t.lost() || t.live() && (t.available() || !v.wanted(t)) || len(late) == 5:
 			continue
+		case t.rec.Stop != nil:
+			state += ", and told to stop for " + v.now.Sub(t.rec.Stop.At).Round(time.Second).String()
 		}
 		late = append(late, fmt.Sprintf("%s on %s is %s", t.rec.ID, t.rec.Node, state))
 	}

@@ -38,7 +38,7 @@ type sim struct {
 
 func newSim(t testing.TB) *sim {
 	s := &sim{
-		t: t, kv: map[string]store.Item{}, now: epoch, place: newScheduler(t),
+		t: t, kv: map[string]store.Item{}, now: epoch, place: evenly{},
 		specs: map[string]spec{}, revs: map[string]int64{}, aliases: map[string]string{}, counts: map[string]int{},
 	}
 	s.state = control.NewState(control.Config{Decode: decode, Place: s.place})

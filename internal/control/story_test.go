@@ -130,13 +130,7 @@ func (s *sim) play(line string) {
 		s.t.Fatalf("unknown command %q", line)
 	}
 	s.plan()
-	// An agent forgets a task whose record is gone.
-	for key := range s.kv {
-		if task, ok := strings.CutPrefix(key, record.Statuses); ok && s.kv[record.Tasks+task].Key == "" {
-			s.commit(store.Delete(key))
-		}
-	}
-	s.plan()
+	s.forgetStatuses()
 }
 
 func (s *sim) number(text string) int64 {

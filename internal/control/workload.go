@@ -30,6 +30,9 @@ type Workload struct {
 	Update   Update
 }
 
+// fronted reports whether the service has a frontend.
+func (w *Workload) fronted() bool { return len(w.Ports) > 0 && len(w.Networks) > 0 }
+
 // Update is how a new template is rolled out.
 type Update struct {
 	// Parallelism is how many replicas are changed at a time; 0 is a quarter

@@ -1,0 +1,164 @@
+package control_test
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/orchestrate-go/orchestrate/internal/control"
+	"github.com/orchestrate-go/orchestrate/internal/record"
+)
+
+// promises are what every plan must keep, whatever happens. They are computed
+// from the store alone, apart from how the planner reasons.
+type promises struct {
+	s *sim
+	// broken is the first that was not kept.
+	broken string
+}
+
+// watch has every plan of s checked.
+func watch(s *sim) *promises {
+	p := &promises{s: s}
+	s.planned = p.check
+	return p
+}
+
+func (p *promises) breaks(format string, args ...any) {
+	if p.broken == "" {
+		p.broken = fmt.Sprintf(format, args...)
+	}
+}
+
+// serves reports whether a task is ready, on a node that is alive, and not told
+// to stop.
+func (s *sim) serves(t record.Task) bool {
+	st, ok := s.status(t)
+	_, alive := s.kv[record.Key(record.Alive, t.Node)]
+	_, known := s.kv[record.Key(record.Nodes, t.Node)]
+	return ok && alive && known && st.State == record.Ready && t.Stop == nil
+}
+
+// check looks at a plan that is about to be carried out.
+func (p *promises) check(plan control.Plan) {
+	s := p.s
+	keys := map[string]bool{}
+	retired := map[string]int{} // by service: tasks that served and are stopped for another to take their place
+	stopped := map[string]int{}
+	failed := map[string]bool{}
+	for name := range s.specs {
+		failed[name] = s.rollout(name).State == record.RolloutFailed
+	}
+	for _, w := range plan.Writes {
+		if keys[w.Key] {
+			p.breaks("%s is written twice in one plan", w.Key)
+		}
+		keys[w.Key] = true
+		if name, ok := strings.CutPrefix(w.Key, record.Rollouts+"default/"); ok && !w.Delete {
+			var r record.Rollout
+			unmarshal(s.t, w.Value, &r)
+			p.result(name, r)
+			failed[name] = r.State == record.RolloutFailed
+		}
+		if !strings.HasPrefix(w.Key, record.Tasks) || w.Delete {
+			continue
+		}
+		var t, old record.Task
+		unmarshal(s.t, w.Value, &t)
+		item, had := s.kv[w.Key]
+		if !had {
+			p.started(t)
+			continue
+		}
+		unmarshal(s.t, item.Value, &old)
+		if old.Stop != nil {
+			p.breaks("%s was told to stop (%s) and is written again", s.alias(t.ID), old.Stop.Reason)
+		}
+		if s.serves(old) {
+			stopped[t.Service]++
+			if t.Stop.Reason == record.ReasonUpdated || t.Stop.Reason == record.ReasonDrained {
+				retired[t.Service]++
+			}
+		}
+	}
+	for name, n := range retired {
+		sp := s.specs[name]
+		if n == 0 || failed[name] && !sp.Update.StopFirst {
+			// After a failure, replicas can be missing for good; what is
+			// replaced start-first still has its successor there.
+			continue
+		}
+		floor, serving := sp.Replicas, -stopped[name]
+		if sp.Update.StopFirst {
+			floor -= sp.Update.Parallelism
+		}
+		for _, t := range s.tasks(name) {
+			if s.serves(t) {
+				serving++
+			}
+		}
+		if serving < floor {
+			p.breaks("%d tasks of %s are stopped to be replaced, which leaves %d serving, want at least %d", n, name, serving, floor)
+		}
+	}
+}
+
+// started checks a new task.
+func (p *promises) started(t record.Task) {
+	s := p.s
+	r, sp := s.rollout(t.Service), s.specs[t.Service]
+	bad := r.State == record.RolloutFailed && (r.Reason == record.WhyFailures || r.Reason == record.WhyDeadline)
+	for _, o := range s.tasks(t.Service) {
+		if o.ID == t.ID {
+			p.breaks("task ID %s is used twice", t.ID)
+		}
+		st, _ := s.status(o)
+		_, alive := s.kv[record.Key(record.Alive, o.Node)]
+		if o.Slot == t.Slot && sp.Update.StopFirst && !st.State.Final() && alive {
+			p.breaks("%s is started while %s has not stopped, but order is stop-first", s.alias(t.ID), s.alias(o.ID))
+		}
+		// Copies are made from tasks that are there.
+		if o.Slot == t.Slot && o.Hash == t.Hash && !st.Ready.IsZero() {
+			bad = false
+		}
+	}
+	if bad && r.Spec == s.kv[record.Key(record.Services, "default", t.Service)].Revision {
+		p.breaks("%s of %s is started although that has failed (%s)", s.alias(t.ID), t.Hash, r.Reason)
+	}
+	if _, alive := s.kv[record.Key(record.Alive, t.Node)]; !alive {
+		p.breaks("%s is started on %s, which is not alive", s.alias(t.ID), t.Node)
+	}
+}
+
+// result checks, at the moment at which a rollout is said to be completed, that
+// it is. Later tasks may come and go.
+func (p *promises) result(name string, r record.Rollout) {
+	s := p.s
+	if old := s.rollout(name); r.State != record.RolloutCompleted || old.State == r.State && old.Spec == r.Spec {
+		return
+	}
+	n := 0
+	for _, t := range s.tasks(name) {
+		st, _ := s.status(t)
+		_, alive := s.kv[record.Key(record.Alive, t.Node)]
+		switch {
+		case !alive: // may be lost: nobody can ask
+		case t.Hash != r.Hash || t.Stop != nil:
+			p.breaks("the rollout of %s is said to have completed with %s of %s left", name, s.alias(t.ID), t.Hash)
+		case s.serves(t) && s.now.Sub(st.Ready) >= s.specs[name].Update.Monitor:
+			n++
+		}
+	}
+	if want := s.specs[name].Replicas; n < want {
+		p.breaks("the rollout of %s is said to have completed with %d settled, want %d", name, n, want)
+	}
+}
+
+// ends checks that the rollout ends if from now on no agent says anything more.
+func (p *promises) ends(name string, within time.Duration) {
+	p.s.pass(within)
+	r := p.s.rollout(name)
+	if r.Spec != p.s.kv[record.Key(record.Services, "default", name)].Revision || r.State == record.Progressing {
+		p.breaks("after %v in which nothing happened the rollout of %s is %s of spec %d", within, name, r.State, r.Spec)
+	}
+}
