@@ -133,9 +133,18 @@ func processes(m Machine) error {
 		if err != nil {
 			continue // it ended while we looked
 		}
-		if name := strings.TrimSpace(string(comm)); strings.HasPrefix(name, "containerd-shim") || name == "runc" {
-			m["process: "+name+" "+filepath.Base(filepath.Dir(path))] = true
+		if name := strings.TrimSpace(string(comm)); !strings.HasPrefix(name, "containerd-shim") && name != "runc" {
+			continue
 		}
+		// One that has ended, and that its parent has not waited for yet,
+		// has no command line any more.
+		dir := filepath.Dir(path)
+		line, err := os.ReadFile(filepath.Join(dir, "cmdline"))
+		if err != nil || len(line) == 0 {
+			continue
+		}
+		words := strings.Split(strings.TrimRight(string(line), "\x00"), "\x00")
+		m["process: "+filepath.Base(dir)+" "+strings.Join(words, " ")] = true
 	}
 	return nil
 }

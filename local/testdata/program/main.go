@@ -1,0 +1,199 @@
+// Program is what the containers of package local's tests run. Its arguments
+// are done from left to right; it exits with 0 after the last:
+//
+//	print=TEXT      a line on stdout
+//	line=TEXT       a line at the end of /data/lines, on disk when it is done
+//	sleep=DURATION  wait
+//	eat=MIB         that much memory, touched
+//	wait            for SIGTERM
+//	serve           answer HTTP on port 8080 until SIGTERM, see serve
+//	exit=N          exit at once with that code
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	for _, arg := range os.Args[1:] {
+		word, value, _ := strings.Cut(arg, "=")
+		if err := do(ctx, word, value); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+}
+
+func do(ctx context.Context, word, value string) error {
+	switch word {
+	case "print":
+		fmt.Println(value)
+	case "line":
+		return appendLine(value)
+	case "sleep":
+		d, err := time.ParseDuration(value)
+		if err != nil {
+			return err
+		}
+		select {
+		case <-time.After(d):
+		case <-ctx.Done():
+		}
+	case "eat":
+		n, err := strconv.Atoi(value)
+		if err != nil {
+			return err
+		}
+		eat(n)
+	case "wait":
+		<-ctx.Done()
+	case "serve":
+		return serve(ctx)
+	case "exit":
+		n, err := strconv.Atoi(value)
+		if err != nil {
+			return err
+		}
+		os.Exit(n)
+	default:
+		return fmt.Errorf("unknown word %q", word)
+	}
+	return nil
+}
+
+// appendLine returns once the line would survive a crash of the machine.
+func appendLine(text string) error {
+	file, err := os.OpenFile("/data/lines", os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	if _, err := file.WriteString(text + "\n"); err != nil {
+		return err
+	}
+	return file.Sync()
+}
+
+var eaten [][]byte
+
+func eat(mib int) {
+	for range mib {
+		b := make([]byte, 1<<20)
+		for i := 0; i < len(b); i += 4096 {
+			b[i] = 1
+		}
+		eaten = append(eaten, b)
+	}
+}
+
+// serve answers
+//
+//	/                     hostname, a space, and the environment's VERSION
+//	/healthy?NAME         200, or 503 when NAME was made sick
+//	/sick?NAME            makes NAME sick
+//	/well?NAME            makes it well again
+//	/append?TEXT          a line at the end of /data/lines
+//	/fetch?URL            what is answered there, asked from in here
+//	/lookup?NAME          its addresses
+//	/print?TEXT           a line on stdout
+//	/exit?N               ends the process with that code
+//
+// and with 500 and the reason what went wrong.
+func serve(ctx context.Context) error {
+	host, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	var sick [3]atomic.Bool
+	kinds := []string{"startup", "readiness", "liveness"}
+	// Sick from the start is what SICK names.
+	for i, k := range kinds {
+		sick[i].Store(strings.Contains(os.Getenv("SICK"), k))
+	}
+	mux := http.NewServeMux()
+	handle := func(path string, answer func(arg string) (string, error)) {
+		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+			text, err := answer(r.URL.RawQuery)
+			if err != nil {
+				http.Error(w, err.Error(), http.StatusInternalServerError)
+				return
+			}
+			fmt.Fprint(w, text)
+		})
+	}
+	handle("/", func(string) (string, error) { return host + " " + os.Getenv("VERSION"), nil })
+	mux.HandleFunc("/healthy", func(w http.ResponseWriter, r *http.Request) {
+		if i := slices.Index(kinds, r.URL.RawQuery); i >= 0 && sick[i].Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	})
+	set := func(value bool) func(string) (string, error) {
+		return func(kind string) (string, error) {
+			i := slices.Index(kinds, kind)
+			if i < 0 {
+				return "", fmt.Errorf("unknown kind %q", kind)
+			}
+			sick[i].Store(value)
+			return "", nil
+		}
+	}
+	handle("/sick", set(true))
+	handle("/well", set(false))
+	handle("/append", func(text string) (string, error) { return host, appendLine(text) })
+	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	handle("/fetch", func(url string) (string, error) {
+		resp, err := client.Get(url)
+		if err != nil {
+			return "", err
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		return string(body), err
+	})
+	handle("/lookup", func(name string) (string, error) {
+		addrs, err := net.DefaultResolver.LookupHost(ctx, name)
+		slices.Sort(addrs)
+		return strings.Join(addrs, " "), err
+	})
+	handle("/print", func(text string) (string, error) {
+		_, err := fmt.Println(text)
+		return "", err
+	})
+	handle("/exit", func(code string) (string, error) {
+		n, err := strconv.Atoi(code)
+		if err == nil {
+			os.Exit(n)
+		}
+		return "", err
+	})
+	server := &http.Server{Addr: ":8080", Handler: mux}
+	ended := make(chan error, 1)
+	go func() { ended <- server.ListenAndServe() }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	if err := server.Shutdown(context.Background()); err != nil {
+		return err
+	}
+	if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
