@@ -126,7 +126,7 @@ func (r *Runtime) open() (err error) {
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	undo := func() { r.cancel(); r.lock.Close() }
 	r.cgroups = newCgroupTree("/orchestrate/" + name)
-	if r.store, err = openStore(filepath.Join(r.root, "store")); err != nil {
+	if r.store, err = openStore(filepath.Join(r.root, "store"), r.log); err != nil {
 		undo()
 		return err
 	}
@@ -228,6 +228,11 @@ func (r *Runtime) take(ctx context.Context, id string) (release func(), err erro
 	}
 	select {
 	case <-t.held:
+		if err := ctx.Err(); err != nil {
+			t.held <- struct{}{}
+			drop()
+			return nil, err
+		}
 		return func() { t.held <- struct{}{}; drop() }, nil
 	case <-ctx.Done():
 		drop()

@@ -4,6 +4,8 @@ package containerd_test
 
 import (
 	"fmt"
+	"io"
+	"log"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -90,3 +92,5 @@ func start(t testing.TB, rt *containerd.Runtime, spec runtime.Spec) {
 		}
 	})
 }
+
+func discard() *log.Logger { return log.New(io.Discard, "", 0) }

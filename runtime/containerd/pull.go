@@ -45,6 +45,9 @@ func (r *Runtime) Pull(ctx context.Context, ref string, opts runtime.PullOptions
 }
 
 func (r *Runtime) pull(ctx context.Context, ref string, opts runtime.PullOptions) (*bundle, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	platform := platforms.Default()
 	if opts.Platform != "" {
 		p, err := platforms.Parse(opts.Platform)
@@ -74,6 +77,7 @@ func (r *Runtime) pull(ctx context.Context, ref string, opts runtime.PullOptions
 		return nil, &runtime.SpecError{Field: "Image", Reason: fmt.Sprintf("%q is not a reference: %v: want a name such as docker.io/library/alpine:3", ref, err)}
 	}
 	ctx = r.store.with(ctx)
+	before, beforeErr := r.store.client.ImageService().Get(ctx, ref)
 	res := &resolver{as: ref, name: named.String(), inner: r.resolver(ctx, opts), progress: opts.Progress}
 	img, err := r.store.client.Pull(ctx, ref,
 		client.WithResolver(res), client.WithPlatformMatcher(platform),
@@ -83,7 +87,13 @@ func (r *Runtime) pull(ctx context.Context, ref string, opts runtime.PullOptions
 	}
 	b, err := r.store.unpacked(ctx, img.Metadata(), platform)
 	if err != nil {
-		return nil, err
+		// A reference means what can run, or what it meant before.
+		undo := context.WithoutCancel(ctx)
+		if beforeErr == nil {
+			_, undoErr := r.store.client.ImageService().Update(undo, before)
+			return nil, errors.Join(err, undoErr)
+		}
+		return nil, errors.Join(err, r.store.client.ImageService().Delete(undo, ref))
 	}
 	return b, nil
 }

@@ -46,6 +46,9 @@ func (r *Runtime) Start(ctx context.Context, spec runtime.Spec) error {
 		}
 	}
 	if err := r.start(ctx, spec); err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
 		var start *runtime.StartError
 		if errors.As(err, &start) {
 			return err
@@ -104,13 +107,20 @@ func (r *Runtime) start(ctx context.Context, spec runtime.Spec) (err error) {
 	if err != nil {
 		return err
 	}
-	if _, err := sh.tasks.Create(ctx, &taskapi.CreateTaskRequest{
+	// A call of the shim that is given up goes on in the shim. So they are
+	// seen to their end, which is near, and undone after it.
+	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
+	defer cancel()
+	if _, err := sh.tasks.Create(call, &taskapi.CreateTaskRequest{
 		ID: spec.ID, Bundle: dir, Rootfs: rootfs, Terminal: spec.Terminal,
 		Stdout: stdout, Stderr: stderr, Options: options,
 	}); err != nil {
 		return startError(spec.ID, err)
 	}
-	started, err := sh.tasks.Start(ctx, &taskapi.StartRequest{ID: spec.ID})
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	started, err := sh.tasks.Start(call, &taskapi.StartRequest{ID: spec.ID})
 	if err != nil {
 		return startError(spec.ID, err)
 	}
@@ -190,9 +200,6 @@ func (r *Runtime) makeLayer(id string, b *bundle) ([]*types.Mount, error) {
 // says: it has no codes.
 func startError(id string, err error) error {
 	err = errgrpc.ToNative(err)
-	if errdefs.IsCanceled(err) || errdefs.IsDeadlineExceeded(err) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return err
-	}
 	reason := err.Error()
 	for _, prefix := range []string{"OCI runtime create failed: ", "OCI runtime start failed: ", "runc create failed: ", "unable to start container process: "} {
 		if _, after, ok := strings.Cut(reason, prefix); ok {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,6 +27,7 @@ import (
 	"github.com/containerd/containerd/v2/plugins/diff/walking"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
@@ -50,6 +52,7 @@ type store struct {
 	snap   snapshots.Snapshotter // of db
 	disk   snapshots.Snapshotter // below db
 	client *client.Client
+	log    *log.Entry
 
 	mu      sync.Mutex
 	bundles map[string]*bundle // unpacked images, by manifest digest
@@ -66,8 +69,8 @@ type bundle struct {
 	users  *userTable
 }
 
-func openStore(dir string) (_ *store, err error) {
-	s := &store{bundles: map[string]*bundle{}, unpack: map[string]chan struct{}{}}
+func openStore(dir string, logger *slog.Logger) (_ *store, err error) {
+	s := &store{log: containerdLog(logger), bundles: map[string]*bundle{}, unpack: map[string]chan struct{}{}}
 	// The folders are named as containerd names its own: it can be started
 	// on such a root, for a look inside.
 	contentDir := filepath.Join(dir, "io.containerd.content.v1.content")
@@ -127,7 +130,7 @@ func (s *store) close() error {
 }
 
 func (s *store) with(ctx context.Context) context.Context {
-	return namespaces.WithNamespace(ctx, namespace)
+	return log.WithLogger(namespaces.WithNamespace(ctx, namespace), s.log)
 }
 
 // unpacked returns the image ready for containers, unpacking its layers when
@@ -197,6 +200,10 @@ func (s *store) doUnpack(ctx context.Context, img images.Image, manifest ocispec
 	config, err := parseConfig(raw)
 	if err != nil {
 		return nil, err
+	}
+	// The client compares platforms for the manifests of an index alone.
+	if config.Architecture != "" && !platform.Match(config.Platform) {
+		return nil, fmt.Errorf("%w: it is for %s", runtime.ErrPlatform, platforms.Format(config.Platform))
 	}
 	if len(manifest.Layers) != len(config.RootFS.DiffIDs) {
 		return nil, fmt.Errorf("the image has %d layers and %d diff IDs", len(manifest.Layers), len(config.RootFS.DiffIDs))

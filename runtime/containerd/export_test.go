@@ -1,0 +1,8 @@
+//go:build linux
+
+package containerd
+
+import "path/filepath"
+
+// StateDir is the state folder that a root has by default.
+func StateDir(root string) string { return filepath.Join("/run/orchestrate", shortHash(root)) }
