@@ -14,6 +14,9 @@ func (g *Group) describeBest() {
 		return
 	}
 	slot, _ := ix.top()
+	if len(g.plan) > 0 && ix.why[g.plan[0]] == whyFits {
+		slot = g.plan[0]
+	}
 	if slot == none {
 		return
 	}

@@ -21,8 +21,11 @@ type Group struct {
 	shapes   []*shape // by pick; nil when all are sh
 	victims  []victim
 	spared   map[int32]bool // by shape: tasks that preemption leaves alone
-	shut     bool           // the skew allowed ended it
-	fit      int            // replicas that had a node, even if the gang gave them up
+	plan     []int32        // nodes to take first
+	planned  bool           // there is no more to plan
+	ran      bool
+	shut     bool // the skew allowed ended it
+	fit      int  // replicas that had a node, even if the gang gave them up
 	near     neighbours
 	decision *Decision
 }
@@ -129,6 +132,10 @@ func (g *Group) run() error {
 	d := g.decision
 	d.Namespace, d.Service, d.Count = g.r.Namespace, g.r.Service, g.r.Count
 	c := g.c
+	if !g.planned && len(g.p.groups) > 1 && g.plannable() {
+		g.p.plan(g)
+	}
+	g.ran = true
 	private := !g.st.pure || len(g.r.Affinity)+len(g.r.AntiAffinity) > 0 || c.antiShapes > 0 && c.othersRefuse(g.r)
 	g.ix = c.index(g.sh, g.st, private)
 	if private {
@@ -163,7 +170,12 @@ func (g *Group) choose() error {
 	if g.st.Placer != nil {
 		return g.st.Placer.Place(g)
 	}
-	for range g.r.Count {
+	for _, slot := range g.plan {
+		if g.ix.why[slot] == whyFits {
+			g.assign(slot)
+		}
+	}
+	for g.Left() > 0 {
 		slot, shut := g.ix.top()
 		if slot == none {
 			g.shut = shut

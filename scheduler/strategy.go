@@ -40,8 +40,11 @@ type Strategy struct {
 	Name string
 	// LevelNodes takes the nodes with the fewest tasks of the service first.
 	LevelNodes bool
-	Filters    []Filter
-	Scorers    []Weighted
+	// FitTogether looks at the requests of one Place with the same priority
+	// together and first plans which of them fill a node best.
+	FitTogether bool
+	Filters     []Filter
+	Scorers     []Weighted
 	// Placer, when not nil, chooses the nodes instead of the scores.
 	Placer Placer
 }
@@ -72,7 +75,7 @@ func SpreadStrategy() Strategy {
 // BinPackStrategy fills nodes up one after the other, so that the rest can be
 // sent home.
 func BinPackStrategy() Strategy {
-	return Strategy{Name: BinPack, Scorers: []Weighted{{MostLoaded{}, 1}, {TaskAffinity{}, 0.1}}}
+	return Strategy{Name: BinPack, FitTogether: true, Scorers: []Weighted{{MostLoaded{}, 1}, {TaskAffinity{}, 0.1}}}
 }
 
 // RandomStrategy takes any node that fits, each as likely as the others.
