@@ -43,7 +43,7 @@ type Fleet struct {
 	runtime *containerd.Runtime
 	network *bridge.Driver
 	volumes *local.Driver
-	names   *names
+	names   names
 
 	cancel context.CancelFunc
 	loops  sync.WaitGroup
@@ -116,9 +116,7 @@ func open(dir string, opts []Option) (_ *Fleet, err error) {
 	if f.volumes, err = local.Open(local.Options{Dir: filepath.Join(dir, "volumes"), BindRoots: o.bindRoots}); err != nil {
 		return nil, err
 	}
-	if f.names, err = newNames(o.logger); err != nil {
-		return nil, err
-	}
+	f.names = newNames(o.logger)
 	pools, err := addressPools(f.store, dir)
 	if err != nil {
 		return nil, err
@@ -155,7 +153,7 @@ func open(dir string, opts []Option) (_ *Fleet, err error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	f.cancel = cancel
-	for _, run := range []func(context.Context) error{f.Fleet.Run, agent.Run, f.names.run} {
+	for _, run := range []func(context.Context) error{f.Fleet.Run, agent.Run, f.names.Run} {
 		f.loops.Go(func() {
 			if err := run(ctx); err != nil && ctx.Err() == nil {
 				f.fail(err)
@@ -197,19 +195,24 @@ func (f *Fleet) Err() error {
 // if it had. Closing twice is no error.
 func (f *Fleet) Close() error {
 	f.closing.Do(func() {
-		f.cancel()
-		f.closeErr = f.Fleet.Close()
-		<-f.done
-		f.closeErr = errors.Join(f.closeErr, f.Err(), f.release())
+		f.stop()
+		f.closeErr = errors.Join(f.Err(), f.release())
 	})
 	return f.closeErr
+}
+
+// stop ends the loops and all calls.
+func (f *Fleet) stop() {
+	f.cancel()
+	f.Fleet.Close() // returns no error
+	<-f.done
 }
 
 // release closes what open opened.
 func (f *Fleet) release() error {
 	var errs []error
-	if f.names != nil {
-		errs = append(errs, f.names.close())
+	if f.names.Server != nil {
+		errs = append(errs, f.names.Close())
 	}
 	if f.volumes != nil {
 		errs = append(errs, f.volumes.Close())
@@ -247,10 +250,8 @@ func (f *Fleet) Destroy(ctx context.Context) error {
 			return fmt.Errorf("wait for the end of %s: %w", name, err)
 		}
 	}
-	f.cancel()
-	err = f.Fleet.Close()
-	<-f.done
-	err = errors.Join(err, f.Err(), f.network.Purge(ctx), f.removeVolumes(ctx))
+	f.stop()
+	err = errors.Join(f.Err(), f.network.Purge(ctx), f.removeVolumes(ctx))
 	if err := errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("destroy fleet in %q: %w", f.dir, err)
 	}
@@ -289,6 +290,10 @@ func (f *Fleet) RemoveImage(ctx context.Context, ref string) error {
 
 // Node is the ID of this machine in the fleet.
 func (f *Fleet) Node() string { return f.nodeID }
+
+// ID is the word in the names of what the fleet makes in the kernel, such as
+// its nftables table.
+func (f *Fleet) ID() string { return fleetID(f.dir) }
 
 // fleetID names what the fleet makes in the kernel. It is derived from the
 // folder, so that the next Open finds it again.

@@ -3,18 +3,43 @@
 package local
 
 import (
-	"context"
 	"log/slog"
+	"strconv"
 
+	"github.com/orchestrate-go/orchestrate/network/dns"
 	"github.com/orchestrate-go/orchestrate/node"
 )
 
-type names struct{ log *slog.Logger }
+// names is the DNS server as a [node.Resolver].
+type names struct{ *dns.Server }
 
-func newNames(log *slog.Logger) (*names, error) { return &names{log}, nil }
+func newNames(log *slog.Logger) names {
+	return names{dns.New(dns.Options{Logger: log})}
+}
 
-func (n *names) Set([]node.Zone) error { return nil }
-
-func (n *names) run(ctx context.Context) error { <-ctx.Done(); return nil }
-
-func (n *names) close() error { return nil }
+// Set hands the zones on.
+func (n names) Set(zones []node.Zone) error {
+	var all []dns.Zone
+	for _, z := range zones {
+		zone := dns.Zone{Network: z.Network, Listen: z.Listen, Clients: z.Subnets, Internal: z.Internal}
+		for _, s := range z.Services {
+			service := dns.Service{Namespace: s.Namespace, Name: s.Name, Virtual: s.Virtual}
+			if len(s.Virtual) == 0 {
+				// Without ports there is nothing to balance: the name
+				// stands for the tasks.
+				for _, t := range s.Tasks {
+					service.Virtual = append(service.Virtual, t.Addresses...)
+				}
+			}
+			for _, t := range s.Tasks {
+				service.Tasks = append(service.Tasks, dns.Task{Slot: strconv.Itoa(t.Slot), Addresses: t.Addresses})
+			}
+			for _, p := range s.Ports {
+				service.Ports = append(service.Ports, dns.Port{Name: p.Name, Protocol: p.Protocol, Number: p.Port})
+			}
+			zone.Services = append(zone.Services, service)
+		}
+		all = append(all, zone)
+	}
+	return n.Server.Set(all)
+}

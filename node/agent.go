@@ -65,12 +65,33 @@ type Resolver interface {
 
 // Zone is what is answered to the tasks of one network.
 type Zone struct {
-	Network string
-	Subnets []netip.Prefix
-	Listen  []netip.Addr // the node's addresses on the network
-	// Names has, for each name in lower case without a final dot, its
-	// addresses.
-	Names map[string][]netip.Addr
+	Network  string
+	Subnets  []netip.Prefix
+	Listen   []netip.Addr // the node's addresses on the network
+	Internal bool         // without a way to the world
+	Services []ZoneService
+}
+
+// ZoneService is one service on a network.
+type ZoneService struct {
+	Namespace string
+	Name      string
+	Virtual   []netip.Addr // its virtual addresses; none without ports
+	Tasks     []ZoneTask   // the ready ones, by slot
+	Ports     []ZonePort
+}
+
+// ZoneTask is a ready task.
+type ZoneTask struct {
+	Slot      int
+	Addresses []netip.Addr
+}
+
+// ZonePort is a port at the virtual addresses.
+type ZonePort struct {
+	Name     string // may be empty
+	Protocol string // "tcp" or "udp"
+	Port     uint16
 }
 
 // DefaultLeaseTTL is the default of [Options.LeaseTTL].

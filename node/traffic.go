@@ -14,7 +14,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/orchestrate-go/orchestrate"
 	"github.com/orchestrate-go/orchestrate/internal/record"
 	"github.com/orchestrate-go/orchestrate/network"
 	"github.com/orchestrate-go/orchestrate/store"
@@ -221,7 +220,7 @@ func (t *traffic) program(ctx context.Context) error {
 
 	refused, err := t.install(ctx, rules)
 	if err == nil && t.agent.opts.Resolver != nil {
-		if err := t.agent.opts.Resolver.Set(zones); err != nil {
+		if err := t.agent.opts.Resolver.Set(zones); err != nil && ctx.Err() == nil {
 			// Names can wait; traffic by address works.
 			t.log.Error("cannot serve names", "error", err)
 		}
@@ -369,15 +368,13 @@ func (t *traffic) rules() []network.Rule {
 	return rules
 }
 
-// zones are the names of every network of the node. A service is always known
-// as NAME.NAMESPACE, and as NAME in the namespace "default" or where no other
-// namespace has one of that name. t.mu is held.
+// zones are the services of every network of the node. t.mu is held.
 func (t *traffic) zones() []Zone {
 	all := t.backends()
 	var zones []Zone
 	for _, spec := range t.agent.nets.made() {
-		z := Zone{Network: spec.Name, Subnets: spec.Subnets, Listen: spec.Driver().Gateways(), Names: map[string][]netip.Addr{}}
-		here := map[string]bool{} // services on this network
+		z := Zone{Network: spec.Name, Subnets: spec.Subnets, Listen: spec.Driver().Gateways(), Internal: spec.Internal}
+		here := map[string]bool{}
 		for s, fe := range t.frontends.all {
 			if len(fe.Addresses[spec.Name]) > 0 {
 				here[s] = true
@@ -388,35 +385,17 @@ func (t *traffic) zones() []Zone {
 				here[s] = true
 			}
 		}
-		bearers := map[string]int{} // of a name, over namespaces
-		for s := range here {
-			_, name, _ := strings.Cut(s, "/")
-			bearers[name]++
-		}
-		for s := range here {
+		for _, s := range slices.Sorted(maps.Keys(here)) {
 			ns, name, _ := strings.Cut(s, "/")
-			short := ns == orchestrate.DefaultNamespace || bearers[name] == 1
-			put := func(n string, addrs []netip.Addr) {
-				z.Names[n+"."+ns] = addrs
-				if short {
-					z.Names[n] = addrs
-				}
-			}
-			var tasks []netip.Addr
-			slots := map[int][]netip.Addr{}
+			fe := t.frontends.all[s]
+			zs := ZoneService{Namespace: ns, Name: name, Virtual: fe.Addresses[spec.Name]}
 			for _, e := range all[s][spec.Name] {
-				tasks = append(tasks, e.Addresses...)
-				slots[e.Slot] = append(slots[e.Slot], e.Addresses...)
+				zs.Tasks = append(zs.Tasks, ZoneTask{Slot: e.Slot, Addresses: e.Addresses})
 			}
-			virtual := t.frontends.all[s].Addresses[spec.Name]
-			if len(virtual) == 0 {
-				virtual = tasks // without ports there is nothing to balance
+			for _, p := range fe.Ports {
+				zs.Ports = append(zs.Ports, ZonePort{Name: p.Name, Protocol: p.Protocol, Port: p.Virtual})
 			}
-			put(name, virtual)
-			put("tasks."+name, tasks)
-			for slot, addrs := range slots {
-				put(fmt.Sprintf("%d.%s", slot, name), addrs)
-			}
+			z.Services = append(z.Services, zs)
 		}
 		zones = append(zones, z)
 	}

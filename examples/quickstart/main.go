@@ -71,9 +71,6 @@ func demo(ctx context.Context, dir string, port uint16, verbose bool) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	say := narrator()
 	if os.Getenv(restarted) == "" {
-		if err := remember(dir); err != nil {
-			return err
-		}
 		say("opening a fleet in %s", dir)
 	}
 	fleet, err := local.Open(dir, local.WithLogger(log))
@@ -87,7 +84,10 @@ func demo(ctx context.Context, dir string, port uint16, verbose bool) error {
 	}
 	if err != nil {
 		// What a failed demonstration made must not stay on the machine.
-		return errors.Join(err, fleet.Destroy(context.WithoutCancel(ctx)))
+		if undo := fleet.Destroy(context.WithoutCancel(ctx)); !errors.Is(undo, orchestrate.ErrClosed) {
+			err = errors.Join(err, undo)
+		}
+		return err
 	}
 	return nil
 }
@@ -171,9 +171,13 @@ func afterRestart(ctx context.Context, fleet *local.Fleet, dir string, port uint
 	if err := stopLoad(say); err != nil {
 		return err
 	}
+	words, err := marks(ctx, fleet, dir)
+	if err != nil {
+		return err
+	}
 	say("removing everything")
 	if err := fleet.Destroy(ctx); err != nil {
 		return err
 	}
-	return nothingLeft(dir, say)
+	return nothingLeft(words, dir, say)
 }

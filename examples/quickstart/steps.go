@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -40,7 +41,6 @@ const (
 	restarted = "QUICKSTART_RESTARTED"
 	running   = "QUICKSTART_RUNNING"
 	loadPID   = "QUICKSTART_LOAD"
-	machine   = "QUICKSTART_MACHINE"
 )
 
 func completed(ctx context.Context, fleet *local.Fleet, say narrate) error {
@@ -219,30 +219,77 @@ func adopted(ctx context.Context, fleet *local.Fleet, say narrate) error {
 	return nil
 }
 
-// remember keeps what is on the machine before the fleet, over the restart.
-func remember(dir string) error {
-	before, err := leak.Look(dir)
+// marks are words in the names of all that this fleet has outside of its
+// process; other fleets of the machine have others.
+func marks(ctx context.Context, fleet *local.Fleet, dir string) ([]string, error) {
+	words := []string{dir, fleet.ID()}
+	networks, err := fleet.Networks(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	text, err := before.MarshalText()
+	interfaces, err := net.Interfaces()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return os.Setenv(machine, string(text))
+	for _, i := range interfaces {
+		addrs, err := i.Addrs()
+		if err != nil {
+			return nil, err
+		}
+		for _, n := range networks {
+			for _, subnet := range n.Subnets {
+				prefix, err := netip.ParsePrefix(subnet)
+				if err != nil {
+					return nil, err
+				}
+				for _, a := range addrs {
+					if p, err := netip.ParsePrefix(a.String()); err != nil || !prefix.Contains(p.Addr()) {
+						continue
+					}
+					ports, err := os.ReadDir("/sys/class/net/" + i.Name + "/brif")
+					if err != nil {
+						return nil, err
+					}
+					words = append(words, i.Name)
+					for _, port := range ports {
+						words = append(words, port.Name())
+					}
+				}
+			}
+		}
+	}
+	all, err := processes(ctx, fleet)
+	if err != nil {
+		return nil, err
+	}
+	for _, pid := range all {
+		// cgroups(7): HIERARCHY:CONTROLLERS:PATH, with the fleet's own folder
+		// above the container's.
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+		if err != nil {
+			return nil, err
+		}
+		if _, path, ok := strings.Cut(string(data), ":/orchestrate/"); ok {
+			words = append(words, strings.Split(path, "/")[0])
+		}
+		break
+	}
+	return words, nil
 }
 
 // nothingLeft looks for what the fleet could have left on the machine.
-func nothingLeft(dir string, say narrate) error {
-	var before leak.Machine
-	if err := before.UnmarshalText([]byte(os.Getenv(machine))); err != nil {
-		return err
-	}
-	after, err := leak.Look(dir)
+func nothingLeft(words []string, dir string, say narrate) error {
+	now, err := leak.Look(dir)
 	if err != nil {
 		return err
 	}
-	if left := after.Since(before); len(left) > 0 {
+	var left []string
+	for _, name := range now.Since(nil) {
+		if slices.ContainsFunc(words, func(w string) bool { return strings.Contains(name, w) }) {
+			left = append(left, name)
+		}
+	}
+	if len(left) > 0 {
 		return fmt.Errorf("left on the machine: %q", left)
 	}
 	say("  no interface, nftables table, mount, cgroup, process or folder is left")

@@ -1,0 +1,5 @@
+//go:build linux
+
+package local
+
+func crashProgram(string) error { return nil }

@@ -1,0 +1,464 @@
+//go:build linux
+
+package local
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"github.com/orchestrate-go/orchestrate"
+	"github.com/orchestrate-go/orchestrate/health"
+	"github.com/orchestrate-go/orchestrate/internal/leak"
+	"github.com/orchestrate-go/orchestrate/runtime/image"
+)
+
+// Environment variables of the processes that the tests are made of.
+const (
+	envInside  = "ORCHESTRATE_TEST_INSIDE"  // this is the one that runs the tests
+	envProgram = "ORCHESTRATE_TEST_PROGRAM" // this is a program to be killed; see crash_test.go
+)
+
+// What the tests share: made by TestMain, read by all.
+var (
+	before  leak.Machine // what was there before the first test
+	binary  string       // testdata/program
+	folders string       // the fleets' folders are in it
+	live    int          // fleets' folders that exist now
+)
+
+// hostIPv4 and hostIPv6 are addresses of the machine that the tests run on.
+var (
+	hostIPv4 = netip.MustParsePrefix("192.0.2.1/24")   // RFC 5737
+	hostIPv6 = netip.MustParsePrefix("2001:db8::1/64") // RFC 3849
+)
+
+// TestMain runs the tests in a network namespace of their own: the ports that
+// they publish are theirs, and whatever interface or table is left in it was
+// left by them, whoever else tests on this machine at the same time.
+func TestMain(m *testing.M) {
+	os.Exit(testMain(m))
+}
+
+func testMain(m *testing.M) int {
+	fail := func(doing string, err error) int {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", doing, err)
+		return 1
+	}
+	if os.Geteuid() != 0 {
+		return fail("package local", errors.New("its tests need root"))
+	}
+	if os.Getenv(envProgram) != "" {
+		if err := crashProgram(os.Getenv(envProgram)); err != nil {
+			return fail("program", err)
+		}
+		return 0
+	}
+	if os.Getenv(envInside) == "" {
+		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+		cmd.Env = append(os.Environ(), envInside+"=1")
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+		if err := cmd.Run(); err != nil {
+			return fail("tests in their network namespace", err)
+		}
+		return 0
+	}
+	if err := makeHost(); err != nil {
+		return fail("make the host's interfaces", err)
+	}
+	var err error
+	if folders, err = os.MkdirTemp("", "orchestrate-local-"); err != nil {
+		return fail("tests", err)
+	}
+	defer os.RemoveAll(folders)
+	binary = filepath.Join(folders, "program")
+	cmd := exec.Command("go", "build", "-o", binary, "./testdata/program")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fail("build the containers' program", fmt.Errorf("%w\n%s", err, out))
+	}
+	if before, err = leak.Look(); err != nil {
+		return fail("look at the machine", err)
+	}
+	code := m.Run()
+	client.CloseIdleConnections()
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			return fail("goroutines", err)
+		}
+	}
+	return code
+}
+
+// makeHost gives the fresh network namespace what a machine has: a loopback
+// interface, and one with addresses and the way out.
+func makeHost() error {
+	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "host0"}, PeerName: "world0"}
+	if err := netlink.LinkAdd(link); err != nil {
+		return err
+	}
+	for _, name := range []string{"lo", "host0", "world0"} {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetUp(l); err != nil {
+			return err
+		}
+	}
+	for _, p := range []netip.Prefix{hostIPv4, hostIPv6} {
+		addr := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}, Flags: unix.IFA_F_NODAD}
+		if err := netlink.AddrAdd(link, addr); err != nil {
+			return err
+		}
+		out := &netlink.Route{LinkIndex: link.Index, Gw: p.Addr().Next().AsSlice()}
+		if err := netlink.RouteAdd(out); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// testImage is the reference of the containers' program.
+const testImage = "orchestrate.test/program:1"
+
+// newFolder returns the path of a folder for a fleet, and fails the test if
+// anything of that fleet is left after it.
+func newFolder(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(folders, "fleet-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	live++
+	t.Cleanup(func() {
+		live--
+		if !t.Failed() { // else what failed is of more interest
+			nothingLeft(t, dir)
+		}
+		os.RemoveAll(dir)
+	})
+	return dir
+}
+
+// nothingLeft fails the test if anything of the fleet in dir is on the
+// machine. A process on its way out is waited for.
+func nothingLeft(t testing.TB, dir string) {
+	t.Helper()
+	if left := leftOf(t, dir); len(left) > 0 {
+		t.Errorf("left on the machine: %q, want nothing", left)
+	}
+}
+
+func leftOf(t testing.TB, dir string) []string {
+	t.Helper()
+	sum := sha256.Sum256([]byte(filepath.Join(dir, "containers")))
+	state := hex.EncodeToString(sum[:6])
+	after, err := leak.Look(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	for _, name := range after.Since(before) {
+		kind, rest, _ := strings.Cut(name, ": ")
+		switch kind {
+		case "interface":
+			// Its name does not tell whose it is, but who else could it be.
+			if live == 0 {
+				left = append(left, name)
+			}
+		case "nftables table":
+			if strings.Contains(rest, fleetID(dir)) {
+				left = append(left, name)
+			}
+		case "process":
+			if strings.Contains(rest, state) && !ends(t, rest) {
+				left = append(left, name)
+			}
+		default:
+			if strings.Contains(rest, state) || strings.Contains(rest, dir) {
+				left = append(left, name)
+			}
+		}
+	}
+	return left
+}
+
+// ends waits for the end of a process that was told to, by event, and reports
+// whether it came.
+func ends(t testing.TB, process string) bool {
+	pid := 0
+	if _, err := fmt.Sscan(process, &pid); err != nil {
+		t.Fatalf("process %q has no number: %v", process, err)
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return errors.Is(err, unix.ESRCH)
+	}
+	defer unix.Close(fd)
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 2000)
+		if err != unix.EINTR {
+			return n > 0
+		}
+	}
+}
+
+// openAt opens the fleet in dir with the test image.
+func openAt(t testing.TB, dir string, opts ...Option) *Fleet {
+	t.Helper()
+	f, err := Open(dir, append([]Option{WithLogger(testLogger(t))}, opts...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	load(t, f, testImage)
+	return f
+}
+
+// openFleet opens a fleet of the test's own and destroys it after the test.
+func openFleet(t testing.TB, opts ...Option) *Fleet {
+	t.Helper()
+	dir := newFolder(t)
+	f := openAt(t, dir, opts...)
+	t.Cleanup(func() { destroy(t, f) })
+	return f
+}
+
+func destroy(t testing.TB, f *Fleet) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if err := f.Destroy(ctx); err != nil {
+		t.Errorf("destroy: %v", err)
+	}
+}
+
+func load(t testing.TB, f *Fleet, ref string) {
+	t.Helper()
+	img, err := image.FromBinary(ref, binary, image.Options{Command: []string{"serve"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Load(t.Context(), img); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// testLogger shows what a fleet logs when the test has failed.
+func testLogger(t testing.TB) *slog.Logger {
+	out := &lateOutput{}
+	t.Cleanup(func() {
+		if t.Failed() || os.Getenv("ORCHESTRATE_DEBUG") != "" {
+			t.Logf("log:\n%s", out)
+		}
+	})
+	return slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+type lateOutput struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (o *lateOutput) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(p)
+}
+
+func (o *lateOutput) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
+}
+
+// service is a web service of the test program, quick to roll.
+func service(name string, replicas int) orchestrate.Service {
+	return orchestrate.Service{
+		Name: name, Replicas: replicas,
+		Template: orchestrate.Template{
+			Containers: []orchestrate.Container{{
+				Image:     testImage,
+				Resources: orchestrate.Resources{CPU: 10, Memory: 8 * orchestrate.MiB},
+				Readiness: &health.Check{HTTP: &health.HTTP{Port: 8080, Path: "/healthy?readiness"}, Interval: 20 * time.Millisecond},
+			}},
+			Ports:      []orchestrate.Port{{Port: 8080, Virtual: 80}},
+			StopGrace:  5 * time.Second,
+			DrainDelay: -1,
+		},
+		Update: orchestrate.UpdatePolicy{Monitor: -1, ProgressDeadline: time.Minute},
+	}
+}
+
+// silent is a service that listens nowhere and does what words say.
+func silent(name string, words ...string) orchestrate.Service {
+	s := service(name, 1)
+	s.Containers[0].Readiness, s.Ports = nil, nil
+	s.Containers[0].Command = words
+	return s
+}
+
+func apply(t testing.TB, f *Fleet, objects ...orchestrate.Object) {
+	t.Helper()
+	if err := f.Apply(t.Context(), objects...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// wait returns the outcome of a service's rollout.
+func wait(t testing.TB, f *Fleet, name string) orchestrate.Result {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	r, err := f.Wait(ctx, name)
+	if err != nil {
+		tasks, _ := f.Tasks(t.Context(), name)
+		t.Fatalf("wait for %s: %v; its tasks are %+v", name, err, tasks)
+	}
+	return r
+}
+
+// completed fails the test unless the rollout of a service completes.
+func completed(t testing.TB, f *Fleet, name string) {
+	t.Helper()
+	if r := wait(t, f, name); r.Outcome != orchestrate.RolloutCompleted {
+		t.Fatalf("outcome: got %v, want completed; failure %+v", r, r.Failure)
+	}
+}
+
+// up applies a service and waits until it is.
+func up(t testing.TB, f *Fleet, s orchestrate.Service) {
+	t.Helper()
+	apply(t, f, s)
+	completed(t, f, s.Name)
+}
+
+func tasks(t testing.TB, f *Fleet, name string) []orchestrate.Task {
+	t.Helper()
+	list, err := f.Tasks(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+// one returns the one task of a service.
+func one(t testing.TB, f *Fleet, name string) orchestrate.Task {
+	t.Helper()
+	list := tasks(t, f, name)
+	if len(list) != 1 {
+		t.Fatalf("tasks of %s: got %+v, want one", name, list)
+	}
+	return list[0]
+}
+
+// until waits for an event for which f is true. The caller has begun to watch
+// before it did what causes the event.
+func until(t testing.TB, events <-chan orchestrate.Event, what string, f func(orchestrate.Event) bool) orchestrate.Event {
+	t.Helper()
+	limit := time.After(time.Minute)
+	for {
+		select {
+		case e, ok := <-events:
+			if !ok {
+				t.Fatalf("events ended before: %s", what)
+			}
+			if f(e) {
+				return e
+			}
+		case <-limit:
+			t.Fatalf("no event within a minute: %s", what)
+		}
+	}
+}
+
+func watch(t testing.TB, f *Fleet) <-chan orchestrate.Event {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	events, err := f.Watch(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cancel()
+		for range events {
+		}
+	})
+	return events
+}
+
+// virtual returns a service's virtual addresses, IPv4 first.
+func virtual(t testing.TB, f *Fleet, name string) []netip.Addr {
+	t.Helper()
+	st, err := f.Get(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addrs := slices.Clone(st.Addresses[orchestrate.DefaultNetwork])
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	if len(addrs) != 2 {
+		t.Fatalf("virtual addresses of %s: got %v, want one of IPv4 and one of IPv6", name, addrs)
+	}
+	return addrs
+}
+
+func at(addr netip.Addr, port uint16) string { return netip.AddrPortFrom(addr, port).String() }
+
+// client makes a connection for each request, so that each is balanced.
+var client = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+
+// ask returns the answer of the test program.
+func ask(address, path string) (string, error) {
+	resp, err := client.Get("http://" + address + path)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s%s: status %s: %s", address, path, resp.Status, body)
+	}
+	return string(body), err
+}
+
+func get(t testing.TB, address, path string) string {
+	t.Helper()
+	text, err := ask(address, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// answers asks an address n times and returns who answered how often.
+func answers(t testing.TB, address string, n int) map[string]int {
+	t.Helper()
+	counts := map[string]int{}
+	for range n {
+		who, _, _ := strings.Cut(get(t, address, "/"), " ")
+		counts[who]++
+	}
+	return counts
+}
