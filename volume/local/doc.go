@@ -12,7 +12,9 @@
 //	loop        the size of an image; needs mkfs.ext4
 //	none        nobody
 //
-// Project quotas work on ext4 and xfs mounted with prjquota. The options
+// Project quotas work on ext4 and xfs mounted with prjquota, and hold every
+// process but one with CAP_SYS_RESOURCE, which containers do not have by
+// default. A tmpfs holds its Size by itself. The options
 // "uid", "gid" and "mode" (octal) set the owner and permissions of the
 // volume's root when it is made; the container's own changes stay.
 //

@@ -85,7 +85,7 @@ func mountImage(image, data string) error {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
 		return fmt.Errorf("lock %s: %w", image, err)
 	}
-	dev, path, err := attachLoop(f)
+	dev, path, err := attachLoop(image)
 	if err != nil {
 		return fmt.Errorf("attach %s to a loop device: %w", image, err)
 	}
@@ -99,8 +99,14 @@ func mountImage(image, data string) error {
 // attachLoop returns a loop device of the image. One that has it already, held
 // by a mount in a container that is still ending, is used again: two devices
 // of one image would destroy it.
-func attachLoop(image *os.File) (dev *os.File, path string, err error) {
-	if dev, path, err = findLoop(image); dev != nil || err != nil {
+func attachLoop(image string) (dev *os.File, path string, err error) {
+	// The device keeps this open file, so it must not be one that is locked.
+	f, err := os.OpenFile(image, os.O_RDWR, 0)
+	if err != nil {
+		return nil, "", err
+	}
+	defer f.Close()
+	if dev, path, err = findLoop(f); dev != nil || err != nil {
 		return dev, path, err
 	}
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
@@ -118,8 +124,8 @@ func attachLoop(image *os.File) (dev *os.File, path string, err error) {
 		if err != nil {
 			return nil, "", err
 		}
-		config := unix.LoopConfig{Fd: uint32(image.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}}
-		copy(config.Info.File_name[:63], image.Name()) // what losetup shows
+		config := unix.LoopConfig{Fd: uint32(f.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}}
+		copy(config.Info.File_name[:63], image) // what losetup shows
 		err = unix.IoctlLoopConfigure(int(dev.Fd()), &config)
 		if err == nil {
 			return dev, path, nil
@@ -207,12 +213,8 @@ func growImage(ctx context.Context, image string) error {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
 		return fmt.Errorf("lock %s: %w", image, err)
 	}
-	dev, path, err := findLoop(f)
-	if err != nil {
+	if err := atRest(image); err != nil {
 		return err
-	}
-	if dev != nil {
-		return errors.Join(fmt.Errorf("%s has %s still in use: %w", path, image, unix.EBUSY), dev.Close())
 	}
 	for _, args := range [][]string{
 		{"e2fsck", "-f", "-p", image}, // resize2fs insists on it
@@ -235,6 +237,21 @@ func growImage(ctx context.Context, image string) error {
 		}
 	}
 	return f.Sync()
+}
+
+// atRest refuses an image that no mount of ours has, but one that is out of
+// sight, in a container that is still ending.
+func atRest(image string) error {
+	f, err := os.Open(image)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	dev, path, err := findLoop(f)
+	if dev != nil {
+		err = errors.Join(fmt.Errorf("%s still has %s in use: %w", path, image, unix.EBUSY), dev.Close())
+	}
+	return err
 }
 
 // freeze stops writes to a mounted filesystem and makes what is on its device

@@ -133,3 +133,39 @@ func TestBusyImage(t *testing.T) {
 	must(t, d.Unmount(ctx, m))
 	must(t, d.Remove(ctx, "v"))
 }
+
+// A mount out of sight, such as in the namespace of a container that is still
+// ending, keeps the image attached. Mounting again must find that and not
+// attach the image twice, which would destroy its filesystem.
+func TestImageHeldElsewhere(t *testing.T) {
+	base := testDir(t)
+	d := mustOpen(t, filepath.Join(base, "volumes"))
+	ctx := t.Context()
+	must(t, d.Create(ctx, volume.Volume{Name: "v", Size: 2 << 20, Options: map[string]string{"size-mode": "loop"}}))
+	m := volume.Mount{Volume: "v", Task: "t"}
+	path, err := d.Mount(ctx, m)
+	must(t, err)
+	elsewhere := filepath.Join(base, "elsewhere")
+	must(t, os.Mkdir(elsewhere, 0o755))
+	must(t, unix.Mount(path, elsewhere, "", unix.MS_BIND, ""))
+	must(t, d.Unmount(ctx, m))
+	must(t, os.WriteFile(filepath.Join(elsewhere, "late"), []byte("late"), 0o600))
+	for what, err := range map[string]error{
+		"Snapshot": d.Snapshot(ctx, "v", "s"), "Expand": d.Expand(ctx, "v", 4<<20),
+	} {
+		if !errors.Is(err, unix.EBUSY) {
+			t.Errorf("%s of an image that is mounted elsewhere = %v, want EBUSY: it would not be whole", what, err)
+		}
+	}
+	path, err = d.Mount(ctx, m)
+	must(t, err)
+	if got, err := os.ReadFile(filepath.Join(path, "late")); string(got) != "late" {
+		t.Errorf("mounted again, the image holds %q, %v; want what was written elsewhere", got, err)
+	}
+	if loops := loopsBelow(t, base); len(loops) != 1 {
+		t.Errorf("the image is attached to %q, want to one device", loops)
+	}
+	must(t, unix.Unmount(elsewhere, 0))
+	must(t, d.Unmount(ctx, m))
+	must(t, d.Remove(ctx, "v"))
+}

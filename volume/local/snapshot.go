@@ -96,7 +96,12 @@ func (d *Driver) takeSnapshot(ctx context.Context, e *entry, final string) (err 
 		d.step("snapshot: frozen")
 		err = errors.Join(err, thaw(data))
 	} else {
-		err = copyContent(ctx, dir, tmp)
+		if e.kind() == kindLoop {
+			err = atRest(filepath.Join(dir, "image"))
+		}
+		if err == nil {
+			err = copyContent(ctx, dir, tmp)
+		}
 	}
 	if err != nil {
 		return err
