@@ -13,7 +13,7 @@
 //		Liveness:  &health.Check{TCP: &health.TCP{Port: 80}},
 //	}, health.Events{
 //		Ready: func(ready bool, reason error) { ... },
-//		Dead:  func(reason error) { ... },
+//		Dead:  func(probe health.Probe, reason error) { ... },
 //	})
 //	defer w.Stop()
 //

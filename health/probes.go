@@ -66,6 +66,10 @@ func (p Probes) Begin() Gate {
 	return Gate{probes: p, started: p.Startup == nil, ready: p.Startup == nil && p.Readiness == nil}
 }
 
+// Resume returns the gate of a container that was ready when its watching was
+// interrupted. It stays so until a probe says otherwise.
+func (p Probes) Resume() Gate { return Gate{probes: p, started: true, ready: true} }
+
 // Gate is the state of one container by its probes. It is a pure value:
 // [Gate.Observe] returns the next. The zero value is a container that has not
 // started.
@@ -127,13 +131,17 @@ func (g Gate) Observe(probe Probe, status Status) Gate {
 // Events are what a [Watch] tells. Each may be nil. The calls of one Watch come
 // one at a time, must return soon, and must not call [Watch.Stop].
 type Events struct {
+	// Started is called once, when the container has passed its startup
+	// probe.
+	Started func()
 	// Ready is called when the container may take traffic, and when it may
-	// not any more, with the reason. A container that dies is not ready
+	// not any more, with the reason; and with the reason when readiness was
+	// never had and its probe has failed. A container that dies is not ready
 	// first.
 	Ready func(ready bool, reason error)
-	// Dead is called once, when the container is to be restarted. No event
-	// follows it.
-	Dead func(reason error)
+	// Dead is called once, when a probe found that the container is to be
+	// restarted. No event follows it.
+	Dead func(probe Probe, reason error)
 }
 
 // Watch is the watching of one container by a [Monitor].
@@ -153,6 +161,16 @@ type Watch struct {
 //
 // The errors are those of [Monitor.Add]. On an error nothing is watched.
 func (m *Monitor) Watch(t Target, p Probes, on Events) (*Watch, error) {
+	return m.watch(t, p, p.Begin(), on)
+}
+
+// Resume is Watch for a container that was ready when an earlier Watch of it
+// ended, such as by a restart of the program.
+func (m *Monitor) Resume(t Target, p Probes, on Events) (*Watch, error) {
+	return m.watch(t, p, p.Resume(), on)
+}
+
+func (m *Monitor) watch(t Target, p Probes, gate Gate, on Events) (*Watch, error) {
 	if mistakes := p.Validate(); len(mistakes) > 0 {
 		errs := make([]error, len(mistakes))
 		for i, e := range mistakes {
@@ -170,7 +188,7 @@ func (m *Monitor) Watch(t Target, p Probes, on Events) (*Watch, error) {
 	w := &Watch{m: m, target: t, on: on}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if err := w.move(p.Begin(), nil); err != nil {
+	if err := w.move(gate, "", nil); err != nil {
 		return nil, err
 	}
 	return w, nil
@@ -198,7 +216,7 @@ func (w *Watch) id(probe Probe) string { return w.target.ID + "/" + string(probe
 
 // move goes to the next state: it adapts what the monitor watches and tells
 // what changed. w.mu is held.
-func (w *Watch) move(next Gate, reason error) error {
+func (w *Watch) move(next Gate, by Probe, reason error) error {
 	before := w.gate
 	w.gate = next
 	run := map[Probe]bool{}
@@ -224,11 +242,15 @@ func (w *Watch) move(next Gate, reason error) error {
 	for probe := range run {
 		w.m.Drop(w.id(probe))
 	}
-	if before.ready != next.ready && w.on.Ready != nil {
+	if !before.started && next.started && w.on.Started != nil {
+		w.on.Started()
+	}
+	refused := by == Readiness && reason != nil // it may be not for the first time
+	if (before.ready != next.ready || refused) && w.on.Ready != nil {
 		w.on.Ready(next.ready, reason)
 	}
 	if !before.dead && next.dead && w.on.Dead != nil {
-		w.on.Dead(reason)
+		w.on.Dead(by, reason)
 	}
 	return nil
 }
@@ -239,9 +261,9 @@ func (w *Watch) observe(probe Probe, r Result) {
 	if w.stopped {
 		return
 	}
-	if err := w.move(w.gate.Observe(probe, r.Status), r.Reason); err != nil {
+	if err := w.move(w.gate.Observe(probe, r.Status), probe, r.Reason); err != nil {
 		// The monitor has stopped, or another target took the name: the
 		// container cannot be watched, which is not being healthy.
-		w.move(Gate{dead: true}, err)
+		w.move(Gate{dead: true}, probe, err)
 	}
 }

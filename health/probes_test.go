@@ -57,7 +57,7 @@ func (c *container) note(format string, args ...any) {
 func (c *container) events() health.Events {
 	return health.Events{
 		Ready: func(ready bool, reason error) { c.note("ready %v (%v)", ready, reason) },
-		Dead:  func(reason error) { c.note("dead (%v)", reason) },
+		Dead:  func(probe health.Probe, reason error) { c.note("dead by %s (%v)", probe, reason) },
 	}
 }
 
@@ -106,7 +106,7 @@ func TestWatchGates(t *testing.T) {
 		c.set("liveness", errSick) // at 15.5 s; seen at 16 and 17 s
 		time.Sleep(10 * time.Second)
 		c.tells(t, "ready true (<nil>) at 5s", "ready false (sick) at 11s", "ready true (<nil>) at 13s",
-			"ready false (sick) at 17s", "dead (sick) at 17s")
+			"ready false (sick) at 17s", "dead by liveness (sick) at 17s")
 		if g := w.Gate(); !g.Dead() || g.Ready() || !g.Started() {
 			t.Errorf("the gate is %+v, want started, dead and not ready", g)
 		}
@@ -114,6 +114,34 @@ func TestWatchGates(t *testing.T) {
 			t.Errorf("%d readiness probes, want 13: none after death", got)
 		}
 		w.Stop()
+		w.Stop()
+		mustEnd(t, end)
+	})
+}
+
+// A container that was never ready says why, and one whose watching is resumed
+// is ready until it is not.
+func TestWatchTellsWhyNotReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newContainer()
+		m, _, end := start(t, c.check, health.Options{Stagger: -1})
+		c.set("readiness", errSick)
+		w, err := m.Watch(health.Target{ID: "c"}, health.Probes{Readiness: probeCheck("readiness")}, c.events())
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Second)
+		c.tells(t, "ready false (sick) at 1s")
+		w.Stop()
+
+		if w, err = m.Resume(health.Target{ID: "c"}, health.Probes{Readiness: probeCheck("readiness")}, c.events()); err != nil {
+			t.Fatal(err)
+		}
+		if g := w.Gate(); !g.Started() || !g.Ready() {
+			t.Errorf("the resumed gate is %+v, want started and ready", g)
+		}
+		time.Sleep(5 * time.Second)
+		c.tells(t, "ready false (sick) at 1s", "ready true (<nil>) at 5s", "ready false (sick) at 6s")
 		w.Stop()
 		mustEnd(t, end)
 	})
@@ -143,7 +171,7 @@ func TestWatchStartupFails(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Minute)
-		c.tells(t, "dead (sick) at 1s")
+		c.tells(t, "dead by startup (sick) at 1s")
 		w.Stop()
 		// The name is free again: the next container of the task has it.
 		c.set("startup", nil)
@@ -154,7 +182,7 @@ func TestWatchStartupFails(t *testing.T) {
 		time.Sleep(time.Minute)
 		w.Stop()
 		time.Sleep(time.Minute)
-		c.tells(t, "dead (sick) at 1s", "ready true (<nil>) at 1m0s")
+		c.tells(t, "dead by startup (sick) at 1s", "ready true (<nil>) at 1m0s")
 		mustEnd(t, end)
 	})
 }

@@ -2,4 +2,649 @@
 
 package local
 
-func crashProgram(string) error { return nil }
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+
+	"github.com/orchestrate-go/orchestrate"
+	"github.com/orchestrate-go/orchestrate/health"
+	"github.com/orchestrate-go/orchestrate/internal/record"
+)
+
+// TestCrash kills a program with SIGKILL at random moments of an Apply, of a
+// rolling change and of a Remove, in turn and in one folder, and looks each
+// time at what the next program makes of it.
+//
+// It does CRASH_ROUNDS rounds of each, by default 3 or, with
+// ORCHESTRATE_LONG set, 50; CRASH_SEED repeats the moments of another run.
+func TestCrash(t *testing.T) {
+	rounds := 3
+	if os.Getenv("ORCHESTRATE_LONG") != "" {
+		rounds = 50
+	}
+	seed := uint64(time.Now().UnixNano())
+	for name, set := range map[string]func(uint64){
+		"CRASH_ROUNDS": func(n uint64) { rounds = int(n) },
+		"CRASH_SEED":   func(n uint64) { seed = n },
+	} {
+		if text := os.Getenv(name); text != "" {
+			n, err := strconv.ParseUint(text, 10, 64)
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			set(n)
+		}
+	}
+	t.Logf("%d rounds of each operation, seed %d", rounds, seed)
+	c := &crash{t: t, dir: newFolder(t), random: rand.New(rand.NewPCG(seed, 0))}
+	f := openAt(t, c.dir)
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// How long each takes when nobody kills it says from where to draw.
+	for _, op := range operations {
+		c.measure(op)
+	}
+	for round := range rounds {
+		for _, op := range operations {
+			c.round(round, op)
+			if t.Failed() {
+				break
+			}
+		}
+		if t.Failed() {
+			break
+		}
+	}
+	t.Logf("killed %d programs in operations and %d in recoveries; %d had ended before; %d lines were acknowledged, %d requests sent while the program was killed and away",
+		c.killed, c.killedAgain, c.late, len(c.acked), c.requests)
+	if c.killed == 0 && !t.Failed() {
+		t.Errorf("no program was killed in the middle: this has shown nothing")
+	}
+	destroy(t, openAt(t, c.dir))
+}
+
+// The operations that programs are killed in, in the order that makes each
+// possible.
+var operations = []string{"apply", "roll", "remove"}
+
+// crash is the state of the test.
+type crash struct {
+	t      *testing.T
+	dir    string
+	random *rand.Rand
+	took   map[string]time.Duration // by operation
+	// version is of the service that was applied last.
+	version int
+
+	killed, killedAgain, late int
+	requests                  int
+	acked                     []string // lines that are in the volume for ever
+}
+
+const (
+	crashReplicas = 3
+	crashPort     = 8090
+)
+
+// crashService has a volume that its tasks share, and a version to roll.
+func crashService(version int) orchestrate.Service {
+	s := service("web", crashReplicas)
+	s.Ports[0].Published = crashPort
+	s.Containers[0].Env = map[string]string{"VERSION": strconv.Itoa(version)}
+	s.Containers[0].Mounts = []orchestrate.Mount{{Target: "/data", Volume: "lines"}}
+	s.Containers[0].Command = []string{"line=start", "serve"}
+	s.Containers[0].Liveness = &health.Check{HTTP: &health.HTTP{Port: 8080, Path: "/healthy?liveness"}, Interval: time.Second}
+	s.StopGrace = time.Second
+	return s
+}
+
+// crashProgram is what the killed process does: "OPERATION VERSION FOLDER".
+// It says "begin" when the fleet is open, "stored" when the call has returned,
+// and "done" when the rollout has ended. Then it waits to be killed.
+func crashProgram(what string) error {
+	op, rest, _ := strings.Cut(what, " ")
+	number, dir, _ := strings.Cut(rest, " ")
+	version, err := strconv.Atoi(number)
+	if err != nil {
+		return err
+	}
+	f, err := Open(dir)
+	if err != nil {
+		return err
+	}
+	fmt.Println("begin")
+	ctx := context.Background()
+	switch op {
+	case "apply", "roll":
+		err = f.Apply(ctx, crashService(version))
+	case "remove":
+		err = f.Remove(ctx, "web")
+	case "recover":
+	}
+	if err != nil {
+		return err
+	}
+	fmt.Println("stored")
+	if op != "recover" {
+		r, err := f.Wait(ctx, "web")
+		if err == nil {
+			err = r.Err()
+		}
+		if err != nil && !(op == "remove" && errors.Is(err, orchestrate.ErrNotFound)) {
+			return err
+		}
+	}
+	fmt.Println("done")
+	_, err = io.Copy(io.Discard, os.Stdin)
+	return errors.Join(err, f.Close())
+}
+
+// program is a started crashProgram.
+type program struct {
+	t     *testing.T
+	cmd   *exec.Cmd
+	stdin io.Closer
+	lines chan string // what it said; closed at its end
+}
+
+func (c *crash) start(op string) *program {
+	c.t.Helper()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %s", envProgram, op, c.version, c.dir))
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	p := &program{t: c.t, cmd: cmd, stdin: stdin, lines: make(chan string, 3)}
+	go func() {
+		defer close(p.lines)
+		for s := bufio.NewScanner(stdout); s.Scan(); {
+			p.lines <- s.Text()
+		}
+	}()
+	return p
+}
+
+// expect waits for a word of the program.
+func (p *program) expect(want string) {
+	p.t.Helper()
+	if got, ok := <-p.lines; !ok || got != want {
+		p.cmd.Process.Kill()
+		p.cmd.Wait()
+		p.t.Fatalf("the program said %q, want %q", got, want)
+	}
+}
+
+// kill kills the program and returns what it had said that was not expected
+// yet.
+func (p *program) kill() (said []string) {
+	p.cmd.Process.Kill()
+	for line := range p.lines {
+		said = append(said, line)
+	}
+	p.cmd.Wait()
+	p.stdin.Close()
+	return said
+}
+
+// measure does an operation to its end, and then kills its program as well.
+func (c *crash) measure(op string) {
+	c.t.Helper()
+	if op != "remove" {
+		c.version++
+	}
+	p := c.start(op)
+	p.expect("begin")
+	began := time.Now()
+	p.expect("stored")
+	p.expect("done")
+	if c.took == nil {
+		c.took = map[string]time.Duration{}
+	}
+	c.took[op] = time.Since(began)
+	p.kill()
+	c.t.Logf("%s takes %v when it is not disturbed", op, c.took[op].Round(time.Millisecond))
+	c.check("undisturbed "+op, op, true)
+}
+
+// round kills a program in the middle of an operation, some of the ones that
+// recover from it too, and checks.
+func (c *crash) round(n int, op string) {
+	c.t.Helper()
+	if op != "remove" {
+		c.version++
+	}
+	// Every third time the moment is one of the program's start as well.
+	after, early := time.Duration(c.random.Int64N(int64(c.took[op]))), c.random.IntN(3) == 0
+	again := time.Duration(-1)
+	if c.random.IntN(3) == 0 {
+		again = time.Duration(c.random.Int64N(int64(300 * time.Millisecond)))
+	}
+	what := fmt.Sprintf("%s %d, killed after %v (from the start: %v, again: %v)", op, n, after, early, again)
+	c.t.Log(what)
+	load := c.load(op)
+	p := c.start(op)
+	if !early {
+		p.expect("begin")
+	}
+	time.Sleep(after) // it is the moment that is random
+	said := p.kill()
+	stored := slices.Contains(said, "stored")
+	if slices.Contains(said, "done") {
+		c.late++
+	} else {
+		c.killed++
+	}
+	if again >= 0 {
+		p := c.start("recover")
+		time.Sleep(again)
+		p.kill()
+		c.killedAgain++
+	}
+	load.stop()
+	c.requests += load.requests
+	for _, err := range load.failed {
+		c.t.Errorf("%s: a request failed: %v", what, err)
+	}
+	c.acked = append(c.acked, load.acked...)
+	c.check(what, op, stored)
+	if c.t.Failed() {
+		c.t.Logf("failed in: %s", what)
+	}
+}
+
+// appender sends requests to the service as long as it has tasks.
+type appender struct {
+	quit     chan struct{}
+	ended    sync.WaitGroup
+	requests int
+	acked    []string
+	failed   []error
+}
+
+func (l *appender) stop() {
+	close(l.quit)
+	l.ended.Wait()
+}
+
+// load begins to append lines through the published port.
+func (c *crash) load(op string) *appender {
+	l := &appender{quit: make(chan struct{})}
+	if op == "apply" {
+		return l // there is nothing yet
+	}
+	prefix := fmt.Sprintf("%s-%d-", op, c.random.Uint32())
+	short := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	l.ended.Go(func() {
+		pace := time.NewTicker(5 * time.Millisecond)
+		defer pace.Stop()
+		for {
+			select {
+			case <-l.quit:
+				return
+			case <-pace.C:
+			}
+			line := prefix + strconv.Itoa(l.requests)
+			l.requests++
+			resp, err := short.Get(fmt.Sprintf("http://127.0.0.1:%d/append?%s", crashPort, line))
+			if err == nil {
+				var answer []byte
+				answer, err = io.ReadAll(resp.Body)
+				resp.Body.Close()
+				if resp.StatusCode != http.StatusOK {
+					err = fmt.Errorf("status %s: %s", resp.Status, answer)
+				}
+			}
+			switch {
+			case err == nil:
+				l.acked = append(l.acked, line)
+			case op == "remove":
+				return // its tasks are stopped, as they should
+			default:
+				l.failed = append(l.failed, fmt.Errorf("%s: %w", line, err))
+			}
+		}
+	})
+	return l
+}
+
+// check opens the fleet as the restarted program would, and looks whether all
+// is as it should be. Stored is whether the killed program knew that its
+// change was.
+func (c *crash) check(what, op string, stored bool) {
+	c.t.Helper()
+	t := c.t
+	f, err := Open(c.dir, WithLogger(testLogger(t)))
+	if err != nil {
+		t.Fatalf("%s: open: %v", what, err)
+	}
+	defer func() {
+		if err := f.Close(); err != nil {
+			t.Errorf("%s: close: %v", what, err)
+		}
+	}()
+	st, err := f.Get(t.Context(), "web")
+	exists := err == nil
+	if err != nil && !errors.Is(err, orchestrate.ErrNotFound) {
+		t.Fatalf("%s: %v", what, err)
+	}
+	switch op {
+	case "apply", "roll":
+		if stored && (!exists || st.Containers[0].Env["VERSION"] != strconv.Itoa(c.version)) {
+			t.Fatalf("%s: Apply had returned, and what it stored is lost: %+v", what, st)
+		}
+		if exists {
+			// What was stored comes true without being asked for again.
+			completed(t, f, "web")
+		}
+		apply(t, f, crashService(c.version))
+		completed(t, f, "web")
+		c.checkRunning(what, f)
+	case "remove":
+		if stored && exists {
+			t.Fatalf("%s: Remove had returned, and the service is back", what)
+		}
+		if exists {
+			if err := f.Remove(t.Context(), "web"); err != nil {
+				t.Fatalf("%s: %v", what, err)
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if r, err := f.Wait(ctx, "web"); err != nil && !errors.Is(err, orchestrate.ErrNotFound) || r.Err() != nil && err == nil {
+			t.Fatalf("%s: wait for the end: %v, %v", what, r, err)
+		}
+		c.checkRemoved(what, f)
+	}
+	c.checkLines(what)
+}
+
+// checkRunning checks a service that has converged.
+func (c *crash) checkRunning(what string, f *Fleet) {
+	c.t.Helper()
+	t := c.t
+	list := tasks(t, f, "web")
+	if len(list) != crashReplicas {
+		t.Fatalf("%s: tasks: got %+v, want %d", what, list, crashReplicas)
+	}
+	var ids, containers []string
+	pids := map[int]bool{}
+	var addrs []netip.Addr
+	for _, task := range list {
+		if task.State != orchestrate.Ready || task.Stopping != "" || len(task.Containers) != 1 || !task.Containers[0].Running {
+			t.Errorf("%s: task: got %+v, want it ready with one container", what, task)
+			continue
+		}
+		ids = append(ids, task.ID)
+		containers = append(containers, task.Containers[0].ID)
+		pids[task.Containers[0].PID] = true
+		addrs = append(addrs, task.Addresses[orchestrate.DefaultNetwork]...)
+	}
+	slices.Sort(containers)
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	if got := c.containers(f); !slices.Equal(got, containers) {
+		t.Errorf("%s: containers: got %v, want one for each task, %v", what, got, containers)
+	}
+	if got := c.cgroupProcesses(); !maps.Equal(got, pids) {
+		t.Errorf("%s: processes in the fleet's cgroups: got %v, want %v", what, got, pids)
+	}
+	if got := backends(t, c.dir); !slices.Equal(got, addrs) {
+		t.Errorf("%s: the balancer's endpoints: got %v, want those of the running tasks, %v", what, got, addrs)
+	}
+	addresses := []string{fmt.Sprintf("127.0.0.1:%d", crashPort)}
+	for _, a := range virtual(t, f, "web") {
+		addresses = append(addresses, at(a, 80))
+	}
+	for _, address := range addresses {
+		counts := map[string]int{}
+		for range 40 {
+			answer, err := ask(address, "/")
+			if err != nil {
+				t.Errorf("%s: %v", what, err)
+				return
+			}
+			counts[answer]++
+		}
+		for answer := range counts {
+			id, version, _ := strings.Cut(answer, " ")
+			if !slices.Contains(ids, id) || version != strconv.Itoa(c.version) {
+				t.Errorf("%s: %s was answered by %q, want one of %v with version %d", what, address, answer, ids, c.version)
+			}
+		}
+		if len(counts) != len(ids) {
+			t.Errorf("%s: %s was answered by %v, want all of %v", what, address, counts, ids)
+		}
+	}
+	c.checkHeld(what, f, ids)
+}
+
+// checkHeld checks that only these tasks hold something on the node.
+func (c *crash) checkHeld(what string, f *Fleet, ids []string) {
+	c.t.Helper()
+	t, ctx := c.t, c.t.Context()
+	slices.Sort(ids)
+	same := func(kind string, got []string) {
+		t.Helper()
+		slices.Sort(got)
+		if got = slices.Compact(got); !slices.Equal(got, ids) {
+			t.Errorf("%s: %s: got %v, want those of %v", what, kind, got, ids)
+		}
+	}
+	namespaces, err := f.network.List(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	same("network namespaces", namespaces)
+	attachments, err := f.network.Attachments(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var attached []string
+	for _, a := range attachments {
+		attached = append(attached, a.Task)
+	}
+	same("attachments", attached)
+	volumes, err := f.volumes.List(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mounted []string
+	for _, v := range volumes {
+		mounted = append(mounted, v.Tasks...)
+	}
+	same("tasks with volumes", mounted)
+	files, err := os.ReadDir(filepath.Join(c.dir, "node", "tasks"))
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	var dirs []string
+	for _, d := range files {
+		dirs = append(dirs, d.Name())
+	}
+	same("folders of tasks", dirs)
+	// Each shim has a container, but for idle ones: one is kept, and one may
+	// just be starting.
+	if shims := c.shims(what); len(shims) > len(ids)+2 {
+		t.Errorf("%s: shims: got %q, want at most one for each of %v and two idle ones", what, shims, ids)
+	}
+	for prefix, want := range map[string]int{record.Tasks: len(ids), record.Statuses: len(ids), record.Endpoints: len(ids)} {
+		snapshot, err := f.store.List(ctx, prefix)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(snapshot.Items) != want {
+			t.Errorf("%s: records below %s: got %v, want %d", what, prefix, snapshot.Items, want)
+		}
+	}
+}
+
+// checkRemoved checks that nothing of the service is there, but its volume.
+func (c *crash) checkRemoved(what string, f *Fleet) {
+	c.t.Helper()
+	t := c.t
+	if got := c.containers(f); len(got) != 0 {
+		t.Errorf("%s: containers: got %v, want none", what, got)
+	}
+	if got := c.cgroupProcesses(); len(got) != 0 {
+		t.Errorf("%s: processes in the fleet's cgroups: got %v, want none", what, got)
+	}
+	if got := backends(t, c.dir); len(got) != 0 {
+		t.Errorf("%s: the balancer's endpoints: got %v, want none", what, got)
+	}
+	if got, err := ask(fmt.Sprintf("127.0.0.1:%d", crashPort), "/"); err == nil {
+		t.Errorf("%s: a request was answered: %q", what, got)
+	}
+	for _, prefix := range []string{record.Services, record.Rollouts, record.Frontends} {
+		snapshot, err := f.store.List(t.Context(), prefix)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(snapshot.Items) > 0 {
+			t.Errorf("%s: records below %s: got %v, want none", what, prefix, snapshot.Items)
+		}
+	}
+	c.checkHeld(what, f, nil)
+}
+
+// checkLines checks that every acknowledged line is in the volume.
+func (c *crash) checkLines(what string) {
+	c.t.Helper()
+	data, err := os.ReadFile(filepath.Join(c.dir, "volumes", "volumes", "default.lines", "data", "lines"))
+	if err != nil {
+		if len(c.acked) > 0 {
+			c.t.Errorf("%s: %v", what, err)
+		}
+		return
+	}
+	have := map[string]bool{}
+	for line := range strings.Lines(string(data)) {
+		have[strings.TrimSuffix(line, "\n")] = true
+	}
+	for _, line := range c.acked {
+		if !have[line] {
+			c.t.Errorf("%s: line %q was acknowledged and is lost", what, line)
+		}
+	}
+}
+
+// containers returns the IDs of the containers that exist.
+func (c *crash) containers(f *Fleet) []string {
+	c.t.Helper()
+	list, err := f.runtime.List(c.t.Context(), nil)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	var ids []string
+	for _, one := range list {
+		ids = append(ids, one.ID)
+	}
+	return ids
+}
+
+// cgroupProcesses returns the numbers of the processes that the kernel counts
+// to the fleet's containers.
+func (c *crash) cgroupProcesses() map[int]bool {
+	c.t.Helper()
+	pids := map[int]bool{}
+	for _, pattern := range []string{"/sys/fs/cgroup/pids/orchestrate/%s/*/cgroup.procs", "/sys/fs/cgroup/orchestrate/%s/*/cgroup.procs"} {
+		files, err := filepath.Glob(fmt.Sprintf(pattern, stateOf(c.dir)))
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		for _, file := range files {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				continue // the container was removed while we looked
+			}
+			for _, field := range strings.Fields(string(data)) {
+				pid, err := strconv.Atoi(field)
+				if err != nil {
+					c.t.Fatal(err)
+				}
+				pids[pid] = true
+			}
+		}
+	}
+	return pids
+}
+
+// shims returns the shims of the fleet, each of which must have the folder by
+// which a later program finds it.
+func (c *crash) shims(what string) (found []string) {
+	c.t.Helper()
+	for _, process := range processesOf(c.t, c.dir) {
+		_, rest, ok := strings.Cut(process, " -id ")
+		if !ok || !strings.Contains(process, "containerd-shim") {
+			continue
+		}
+		id, _, _ := strings.Cut(rest, " ")
+		found = append(found, process)
+		if _, err := os.Stat(filepath.Join("/run/orchestrate", stateOf(c.dir), "shims", id)); err != nil && !ends(c.t, process) {
+			c.t.Errorf("%s: shim %s is lost: %v", what, process, err)
+		}
+	}
+	return found
+}
+
+// backends reads from the kernel where connections are sent to.
+func backends(t testing.TB, dir string) []netip.Addr {
+	t.Helper()
+	conn, err := nftables.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := &nftables.Table{Name: "orchestrate-" + fleetID(dir), Family: nftables.TableFamilyINet}
+	seen := map[netip.Addr]bool{}
+	for _, family := range []string{"4", "6"} {
+		set, err := conn.GetSetByName(table, "endpoints"+family)
+		if errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err != nil {
+			t.Fatalf("the balancer's endpoints: %v", err)
+		}
+		elements, err := conn.GetSetElements(set)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range elements {
+			// The value is an address and, padded to four bytes, a port.
+			addr, ok := netip.AddrFromSlice(e.Val[:len(e.Val)-4])
+			if !ok {
+				t.Fatalf("the balancer's endpoints: value %x", e.Val)
+			}
+			seen[addr] = true
+		}
+	}
+	return slices.SortedFunc(maps.Keys(seen), netip.Addr.Compare)
+}

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orchestrate-go/orchestrate/health"
+	"github.com/orchestrate-go/orchestrate/health/grpc"
 	"github.com/orchestrate-go/orchestrate/scheduler"
 	"github.com/orchestrate-go/orchestrate/store"
 )
@@ -128,10 +129,9 @@ func usedPrefixes() ([]netip.Prefix, error) {
 	return used, nil
 }
 
-// checkers adds the checkers that the core does not have to the
-// application's.
+// checkers adds the checker that the core does not have to the application's.
 func checkers(own map[string]health.Checker) map[string]health.Checker {
-	all := map[string]health.Checker{}
+	all := map[string]health.Checker{health.KindGRPC: new(grpc.Checker)}
 	maps.Copy(all, own)
 	return all
 }

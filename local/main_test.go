@@ -174,8 +174,7 @@ func nothingLeft(t testing.TB, dir string) {
 
 func leftOf(t testing.TB, dir string) []string {
 	t.Helper()
-	sum := sha256.Sum256([]byte(filepath.Join(dir, "containers")))
-	state := hex.EncodeToString(sum[:6])
+	state := stateOf(dir)
 	after, err := leak.Look(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -193,17 +192,43 @@ func leftOf(t testing.TB, dir string) []string {
 			if strings.Contains(rest, fleetID(dir)) {
 				left = append(left, name)
 			}
-		case "process":
-			if strings.Contains(rest, state) && !ends(t, rest) {
-				left = append(left, name)
-			}
+		case "process": // below
 		default:
 			if strings.Contains(rest, state) || strings.Contains(rest, dir) {
 				left = append(left, name)
 			}
 		}
 	}
+	for _, name := range processesOf(t, dir) {
+		if !ends(t, name) {
+			left = append(left, name)
+		}
+	}
 	return left
+}
+
+// stateOf returns how the runtime of the fleet in dir names its folder in
+// /run/orchestrate and its cgroup.
+func stateOf(dir string) string {
+	sum := sha256.Sum256([]byte(filepath.Join(dir, "containers")))
+	return hex.EncodeToString(sum[:6])
+}
+
+// processesOf returns the shims and runcs of the fleet in dir, each with its
+// number first.
+func processesOf(t testing.TB, dir string) (found []string) {
+	t.Helper()
+	machine, err := leak.Look()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range machine {
+		if rest, ok := strings.CutPrefix(name, "process: "); ok && strings.Contains(rest, stateOf(dir)) {
+			found = append(found, rest)
+		}
+	}
+	slices.Sort(found)
+	return found
 }
 
 // ends waits for the end of a process that was told to, by event, and reports

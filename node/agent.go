@@ -103,7 +103,6 @@ type Agent struct {
 	store   store.Store
 	log     *slog.Logger
 	monitor *health.Monitor
-	probed  sync.Map // check's target ID to *member
 	out     *outbox
 	traffic *traffic
 	nets    *networks
@@ -151,7 +150,7 @@ func New(s store.Store, opts Options) (*Agent, error) {
 		assigned: map[string]record.Task{},
 		adopted:  make(chan struct{}),
 	}
-	a.monitor = health.NewMonitor(health.Options{Checkers: opts.Checkers, Report: a.checked})
+	a.monitor = health.NewMonitor(health.Options{Checkers: opts.Checkers})
 	a.out = newOutbox(s, a.log, a.leaseID)
 	a.nets = newNetworks(opts.Network, a.log)
 	a.traffic = newTraffic(a)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/orchestrate-go/orchestrate"
+	"github.com/orchestrate-go/orchestrate/health"
 	"github.com/orchestrate-go/orchestrate/internal/record"
 	"github.com/orchestrate-go/orchestrate/runtime"
 )
@@ -26,7 +27,10 @@ type member struct {
 
 	wasReady chan struct{} // closed when it was ready for the first time
 	once     sync.Once
-	ill      chan illness // why the running container must be restarted; holds one
+
+	// Of the running container, and of the loop's goroutine alone.
+	checks *health.Watch
+	ill    chan illness // why it must be restarted; nil without checks
 
 	// Guarded by task.mu.
 	id      string          // of the newest container; empty before the first start
@@ -42,19 +46,12 @@ type member struct {
 	changed chan struct{} // closed and made anew with each new id
 }
 
-// illness is a failed check that restarts a container.
-type illness struct {
-	container string
-	kind      record.FailureKind
-	reason    string
-}
-
 func newMembers(t *task, role byte, specs []orchestrate.Container) []*member {
 	var members []*member
 	for i, spec := range specs {
 		members = append(members, &member{
 			task: t, role: role, index: i, spec: spec,
-			wasReady: make(chan struct{}), ill: make(chan illness, 1), made: map[string]bool{}, changed: make(chan struct{}),
+			wasReady: make(chan struct{}), made: map[string]bool{}, changed: make(chan struct{}),
 		})
 	}
 	return members
@@ -127,13 +124,15 @@ func (m *member) loop(ctx context.Context, env environment, policy orchestrate.R
 	m.task.mu.Lock()
 	b := backoff{failures: m.attempt}
 	adopted := m.id != ""
+	running, wasReady := m.running, m.ready
 	if adopted {
 		m.image = env.images[m.spec.Image]
-		if m.running {
-			m.probe(m.id, m.started)
-		}
 	}
 	m.task.mu.Unlock()
+	defer m.unprobe()
+	if adopted && running {
+		m.probe(m.id, wasReady)
+	}
 	for {
 		if !adopted {
 			if err := m.start(ctx, env, &background); err != nil {
@@ -234,9 +233,8 @@ func (m *member) start(ctx context.Context, env environment, background *sync.Wa
 	close(m.changed)
 	m.changed = make(chan struct{})
 	m.since, m.running, m.pid = time.Now().UTC(), true, pid
-	m.probe(id, false)
-	t.evaluate()
 	t.mu.Unlock()
+	m.probe(id, false)
 	if len(before) > 0 {
 		background.Go(func() { m.bury(ctx, before, attempt) })
 	}
@@ -290,14 +288,11 @@ func (m *member) watch(ctx context.Context) (runtime.Exit, *illness, error) {
 				// It is gone without a trace: someone removed it, or the
 				// machine was restarted.
 				e.exit = runtime.Exit{Code: 255, At: time.Now().UTC()}
-				why = &illness{container: id, kind: record.FailedExit, reason: "its container is gone: " + e.err.Error()}
+				why = &illness{kind: record.FailedExit, reason: "its container is gone: " + e.err.Error()}
 			}
 			return e.exit, why, nil
 		case ill := <-m.ill:
-			if ill.container != id || why != nil {
-				continue
-			}
-			why = &ill
+			why = &ill // the only one: no check follows
 			m.task.mu.Lock()
 			m.ready = false
 			m.task.evaluate()
@@ -309,7 +304,7 @@ func (m *member) watch(ctx context.Context) (runtime.Exit, *illness, error) {
 
 // ended notes the end of the container and returns for how long it ran.
 func (m *member) ended(exit runtime.Exit) time.Duration {
-	m.unprobe(m.id)
+	m.unprobe()
 	m.task.mu.Lock()
 	defer m.task.mu.Unlock()
 	m.running, m.started, m.ready, m.pid = false, false, false, 0

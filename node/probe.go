@@ -3,43 +3,30 @@ package node
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"net/netip"
-	"strings"
+	"time"
 
 	"github.com/orchestrate-go/orchestrate/health"
 	"github.com/orchestrate-go/orchestrate/internal/record"
 	"github.com/orchestrate-go/orchestrate/runtime"
 )
 
-// The checks of a container, as they are named in the monitor behind the
-// container's ID.
-const (
-	startup   = "/startup"
-	readiness = "/readiness"
-	liveness  = "/liveness"
-)
-
-// probe begins the checks of a container that runs. task.mu is held.
-func (m *member) probe(id string, started bool) {
-	m.started = started || m.spec.Startup == nil
-	// One that takes traffic already, having been adopted, goes on until a
-	// check says otherwise.
-	m.ready = m.ready || m.started && m.spec.Readiness == nil
-	if !m.started {
-		m.addCheck(id, startup, m.spec.Startup)
-	} else {
-		m.addCheck(id, readiness, m.spec.Readiness)
-		m.addCheck(id, liveness, m.spec.Liveness)
-	}
-	m.noteReady()
+// illness is a failed check that restarts a container.
+type illness struct {
+	kind   record.FailureKind
+	reason string
 }
 
-func (m *member) addCheck(id, kind string, check *health.Check) {
-	if check == nil {
-		return
-	}
-	a := m.task.agent
-	target := health.Target{ID: id + kind, Address: m.address()}
+// probe begins the checks of a container that runs. What they find is told by
+// events, some of them before probe returns; task.mu must not be held. A
+// container of an earlier agent that took traffic goes on doing so until a
+// check says otherwise.
+func (m *member) probe(id string, resume bool) {
+	a, t := m.task.agent, m.task
+	t.mu.Lock()
+	target := health.Target{ID: id, Address: m.address()}
+	t.mu.Unlock()
 	if exec, ok := a.opts.Runtime.(runtime.Execer); ok {
 		target.Exec = func(ctx context.Context, command []string) (int, []byte, error) {
 			var out bytes.Buffer
@@ -47,23 +34,61 @@ func (m *member) addCheck(id, kind string, check *health.Check) {
 			return code, out.Bytes(), err
 		}
 	}
-	a.probed.Store(target.ID, m)
-	if err := a.monitor.Add(target, *check); err != nil {
-		a.probed.Delete(target.ID)
-		m.sicken(illness{id, record.FailedStartup, err.Error()})
+	// Events of a container that has ended say nothing about its successor.
+	update := func(change func()) {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if m.id == id && m.running {
+			change()
+			t.evaluate()
+		}
+	}
+	ill := make(chan illness, 1)
+	m.ill = ill
+	events := health.Events{
+		Started: func() { update(func() { m.started = true }) },
+		Ready: func(ready bool, reason error) {
+			update(func() {
+				m.ready = ready
+				if ready {
+					m.once.Do(func() { close(m.wasReady) })
+				} else {
+					t.status.Failure = &record.Failure{Kind: record.FailedReadiness, Container: m.spec.Name,
+						Message: fmt.Sprintf("container %q: readiness check: %v", m.spec.Name, reason), At: time.Now().UTC()}
+				}
+			})
+		},
+		Dead: func(by health.Probe, reason error) {
+			kind := record.FailedLiveness
+			if by == health.Startup {
+				kind = record.FailedStartup
+			}
+			ill <- illness{kind, fmt.Sprintf("%s check: %v", by, reason)}
+		},
+	}
+	probes := health.Probes{Startup: m.spec.Startup, Readiness: m.spec.Readiness, Liveness: m.spec.Liveness}
+	watch := a.monitor.Watch
+	if resume {
+		watch = a.monitor.Resume
+	}
+	w, err := watch(target, probes, events)
+	if err != nil {
+		// A checker is not registered, or the agent ends.
+		ill <- illness{record.FailedStartup, err.Error()}
+	}
+	m.checks = w
+	update(func() {}) // that it runs is news, also without an event
+}
+
+// unprobe ends the checks of the container. task.mu must not be held.
+func (m *member) unprobe() {
+	if m.checks != nil {
+		m.checks.Stop()
+		m.checks = nil
 	}
 }
 
-// unprobe ends the checks of a container. task.mu is not held: a result that
-// is being reported may wait for it.
-func (m *member) unprobe(id string) {
-	for _, kind := range []string{startup, readiness, liveness} {
-		m.task.agent.monitor.Remove(id + kind)
-		m.task.agent.probed.Delete(id + kind)
-	}
-}
-
-// address is where the task's checks are directed at.
+// address is where the task's checks are directed at. task.mu is held.
 func (m *member) address() netip.Addr {
 	for _, n := range m.task.tmpl.Networks {
 		for _, a := range m.task.status.Addresses[n] {
@@ -71,61 +96,4 @@ func (m *member) address() netip.Addr {
 		}
 	}
 	return netip.AddrFrom4([4]byte{127, 0, 0, 1}) // host network
-}
-
-func (m *member) noteReady() {
-	if m.ready {
-		m.once.Do(func() { close(m.wasReady) })
-	}
-}
-
-// sicken asks the container's loop to restart it. A word about an earlier
-// container that nobody has heard gives way. task.mu is held.
-func (m *member) sicken(i illness) {
-	select {
-	case <-m.ill:
-	default:
-	}
-	m.ill <- i
-}
-
-// checked is told of every change of a check's status.
-func (a *Agent) checked(r health.Result) {
-	v, ok := a.probed.Load(r.Target)
-	if !ok {
-		return
-	}
-	m := v.(*member)
-	id, kind, _ := strings.Cut(r.Target, "/")
-	kind = "/" + kind
-	t := m.task
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if m.id != id || !m.running {
-		return
-	}
-	reason := ""
-	if r.Reason != nil {
-		reason = r.Reason.Error()
-	}
-	switch {
-	case kind == startup && r.Status == health.Healthy && !m.started:
-		// It has done its work. It cannot be removed from within its report.
-		t.agent.wg.Go(func() { t.agent.monitor.Remove(r.Target) })
-		m.probe(id, true)
-	case kind == startup && r.Status == health.Unhealthy && !m.started:
-		m.sicken(illness{id, record.FailedStartup, "startup check: " + reason})
-	case kind == liveness && r.Status == health.Unhealthy:
-		m.sicken(illness{id, record.FailedLiveness, "liveness check: " + reason})
-	case kind == readiness:
-		m.ready = r.Status == health.Healthy
-		m.noteReady()
-		if !m.ready {
-			t.status.Failure = &record.Failure{Kind: record.FailedReadiness, Container: m.spec.Name,
-				Message: "container \"" + m.spec.Name + "\": readiness check: " + reason, At: r.At}
-		}
-	default:
-		return
-	}
-	t.evaluate()
 }
