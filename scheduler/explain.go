@@ -54,7 +54,10 @@ func (g *Group) refusals() []Refusal {
 func (g *Group) runnersUp(winner int32, most int) []Candidate {
 	ix := g.ix
 	h := ix.domains[ix.leafOf(winner)].nodes
-	list := make([]Candidate, 0, most)
+	if len(h) < 2 {
+		return nil
+	}
+	list := make([]Candidate, 0, min(most, len(h)-1))
 	var front [16]int32
 	open := front[:0]
 	expand := func(i int32) {

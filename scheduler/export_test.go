@@ -71,3 +71,6 @@ func sameHeap(a, b heap, pos []int32) error {
 	}
 	return nil
 }
+
+// Shapes is how many shapes and services c remembers.
+func (c *Cluster) Shapes() int { return len(c.shapeIDs) + len(c.serviceIDs) }

@@ -266,10 +266,15 @@ func (a *admission) fill(reqs []Request) {
 		left := r.Count - a.out[i].Count
 		need := a.amounts(&r.Resources)
 		want := a.until(s, need, next, left)
-		if r.Gang != nil && a.out[i].Count == 0 { // its quorum comes at once
-			want = max(want, min(left, cmp.Or(r.Gang.Min, r.Count)))
+		quorum := 0
+		if r.Gang != nil && a.out[i].Count == 0 { // it comes at once or not at all
+			quorum = cmp.Or(r.Gang.Min, r.Count)
+			want = max(want, quorum)
 		}
 		n, reason, resource := a.most(s, need, want)
+		if n < quorum {
+			n, reason = 0, HeldGang
+		}
 		for k, x := range need {
 			s.used[k] += float64(n) * x
 			a.free[k] -= float64(n) * x
@@ -318,7 +323,9 @@ func (a *admission) most(s *space, need []float64, want int) (int, HeldReason, s
 	return int(n), reason, resource
 }
 
-// breakGangs holds gangs of which less than the quorum was let through.
+// breakGangs holds all of a gang when less than the quorum of one of its
+// members was let through. What they had is not dealt out again: it is there
+// for the next Admit.
 func (a *admission) breakGangs(reqs []Request) {
 	short := func(i int) bool {
 		g := reqs[i].Gang
@@ -333,6 +340,9 @@ func (a *admission) breakGangs(reqs []Request) {
 	for i := range reqs {
 		if g := reqs[i].Gang; g != nil && (short(i) || broken[g.Name]) && reqs[i].Count > 0 {
 			a.out[i].Count, a.out[i].Gang = 0, nil
+			if slices.ContainsFunc(a.held, func(h Held) bool { return h.Index == i && h.Reason == HeldGang }) {
+				continue // and what ran out is known
+			}
 			a.held = slices.DeleteFunc(a.held, func(h Held) bool { return h.Index == i })
 			a.held = append(a.held, Held{Index: i, Count: reqs[i].Count, Reason: HeldGang})
 		}

@@ -20,7 +20,10 @@ import (
 // nothing was placed and nothing has changed.
 func (s *Scheduler) Place(c *Cluster, reqs []Request) ([]Decision, error) {
 	c.placing = true
-	defer func() { c.placing = false }()
+	defer func() {
+		c.placing = false
+		c.sweepShapes()
+	}()
 	p := &placing{s: s, c: c, reqs: reqs, groups: make([]Group, len(reqs))}
 	if err := p.check(); err != nil {
 		return nil, err

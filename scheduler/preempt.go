@@ -52,7 +52,9 @@ func (g *Group) preempt() {
 		e, ok := g.evictionOn(slot)
 		if ok && slices.Equal(e.tasks, options[best].tasks) {
 			g.evict(&e)
-			g.assign(slot)
+			for g.Left() > 0 && g.ix.why[slot] == whyFits && !g.ix.skewForbids(slot) {
+				g.assign(slot) // there may be room for more than one now
+			}
 			e, ok = g.evictionOn(slot)
 		}
 		if ok {

@@ -27,8 +27,8 @@ func intn(t *rapid.T) func(int) int {
 	return func(n int) int { return rapid.IntRange(0, n-1).Draw(t, "n") }
 }
 
-// scenarios keeps the many small draws that make a scenario out of the report.
-var scenarios = rapid.Custom(func(t *rapid.T) schedulertest.Scenario { return schedulertest.Generate(intn(t)) })
+// anyScenario keeps the many small draws that make a scenario out of the report.
+var anyScenario = rapid.Custom(func(t *rapid.T) schedulertest.Scenario { return schedulertest.Generate(intn(t)) })
 
 // TestProperties asks every promise of the conformance suite of scenarios that
 // rapid makes, and shrinks when one is broken.
@@ -36,7 +36,7 @@ func TestProperties(t *testing.T) {
 	for _, name := range []string{scheduler.Spread, scheduler.BinPack, scheduler.Random} {
 		t.Run(name, func(t *testing.T) {
 			rapid.Check(t, func(t *rapid.T) {
-				s := scenarios.Draw(t, "scenario")
+				s := anyScenario.Draw(t, "scenario")
 				preempt := rapid.Bool().Draw(t, "preempt")
 				err := schedulertest.Property(schedulertest.Harness{
 					Strategy: name,
@@ -62,10 +62,10 @@ func TestHistory(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := scheduler.NewCluster()
-		stock := scenarios.Draw(t, "scenario")
+		stock := anyScenario.Draw(t, "scenario")
 		for step := range rapid.IntRange(1, 12).Draw(t, "steps") {
 			if n(4) == 0 {
-				stock = scenarios.Draw(t, "scenario")
+				stock = anyScenario.Draw(t, "scenario")
 			}
 			var tasks []scheduler.Task
 			for x := range c.Tasks() {
@@ -128,7 +128,7 @@ func TestHistory(t *testing.T) {
 // within its bounds and changes nothing by itself.
 func TestRebalanceProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		sc := scenarios.Draw(t, "scenario")
+		sc := anyScenario.Draw(t, "scenario")
 		c, err := sc.Cluster()
 		if err != nil {
 			t.Fatal(err)

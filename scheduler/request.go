@@ -15,7 +15,8 @@ type Request struct {
 	// Count is the number of replicas to place now, from 0 to MaxCount.
 	Count int `json:"count"`
 	// Tasks are the ids that the replicas get. When nil, ids are made from
-	// the service's name and a number that was not used before: web.1, web.2.
+	// the service's name and a number that counts up for as long as the
+	// service is known: web.1, web.2.
 	Tasks []string `json:"tasks,omitempty"`
 
 	// Resources are what each replica takes on its node.

@@ -35,6 +35,53 @@ func TestBuiltInStrategies(t *testing.T) {
 	}
 }
 
+// inOrder is a Placer of one's own: it fills one node after the other.
+type inOrder struct{}
+
+func (inOrder) Place(g *scheduler.Group) error {
+	for n := range g.Candidates() {
+		for g.Left() > 0 && g.Assign(n.ID()) == nil {
+		}
+	}
+	return nil
+}
+
+// odd is a Filter and a Scorer of one's own.
+type odd struct{}
+
+func (odd) Name() string { return "odd" }
+
+func (odd) Refuse(_ *scheduler.Request, n scheduler.NodeView) string {
+	if n.Tasks() > 5 {
+		return "has enough"
+	}
+	return ""
+}
+
+func (odd) Score(_ *scheduler.Request, n scheduler.NodeView) float64 {
+	return float64(len(n.Spec().Labels)) / float64(1+n.ServiceTasks())
+}
+
+func TestOwnStrategies(t *testing.T) {
+	for _, x := range []struct {
+		st       scheduler.Strategy
+		declines bool
+	}{
+		{scheduler.Strategy{Name: "in-order", Placer: inOrder{}}, false},
+		{scheduler.Strategy{Name: "scored", Scorers: []scheduler.Weighted{{Scorer: odd{}, Weight: 1}, {Scorer: scheduler.MostLoaded{}, Weight: 2}}}, false},
+		{scheduler.Strategy{Name: "filtered", LevelNodes: true, Filters: []scheduler.Filter{odd{}}}, true},
+	} {
+		t.Run(x.st.Name, func(t *testing.T) {
+			schedulertest.Run(t, schedulertest.Harness{
+				Strategy: x.st.Name, Cases: cases(), Declines: x.declines,
+				New: func(seed uint64) (schedulertest.Placer, error) {
+					return scheduler.New(scheduler.Options{Seed: seed, Strategies: []scheduler.Strategy{x.st}})
+				},
+			})
+		})
+	}
+}
+
 // wrong wraps a scheduler and spoils what it does.
 type wrong func(s *scheduler.Scheduler, c *scheduler.Cluster, reqs []scheduler.Request) ([]scheduler.Decision, error)
 
