@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 const cgroupMount = "/sys/fs/cgroup"
@@ -96,10 +98,37 @@ func (t cgroupTree) hierarchies() []string {
 	return dirs
 }
 
-// remove deletes what is left of a container's cgroups.
+// remove deletes what is left of a container's cgroups, and first kills what
+// is left in them: a runc that was killed itself in the middle of making a
+// container leaves a process that nothing else knows of.
 func (t cgroupTree) remove(id string) {
 	for _, h := range t.hierarchies() {
-		removeTree(filepath.Join(h, t.of(id)))
+		dir := filepath.Join(h, t.of(id))
+		killAll(dir)
+		removeTree(dir)
+	}
+}
+
+// killAll kills the processes of a cgroup and waits for their ends.
+func killAll(dir string) {
+	text, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if err != nil {
+		return
+	}
+	for field := range strings.FieldsSeq(string(text)) {
+		pid, err := strconv.Atoi(field)
+		if err != nil || pid <= 0 {
+			continue // 0 is a process of another PID namespace than ours
+		}
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			continue // it ended
+		}
+		if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err == nil {
+			// A killed process is gone in no time, unless the kernel is stuck.
+			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 5000)
+		}
+		unix.Close(fd)
 	}
 }
 

@@ -17,7 +17,6 @@ import (
 	"github.com/containerd/containerd/api/types"
 	runcopts "github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/typeurl/v2"
 	"golang.org/x/sys/unix"
@@ -281,7 +280,9 @@ func (r *Runtime) clear(id string, c *container) error {
 		if err == nil {
 			_, err = c.shim.tasks.Delete(ctx, &taskapi.DeleteRequest{ID: id})
 		}
-		deleted = err == nil || errdefs.IsNotFound(errgrpc.ToNative(err))
+		// A shim that does not know the container may have been cut off in
+		// the middle of making it: runc can know it all the same.
+		deleted = err == nil
 		r.shims.release(ctx, c.shim)
 		c.shim = nil
 	}
