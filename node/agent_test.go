@@ -12,6 +12,7 @@ import (
 
 	"github.com/orchestrate-go/orchestrate"
 	"github.com/orchestrate-go/orchestrate/health"
+	"github.com/orchestrate-go/orchestrate/network"
 	netmem "github.com/orchestrate-go/orchestrate/network/memory"
 	"github.com/orchestrate-go/orchestrate/node"
 	"github.com/orchestrate-go/orchestrate/runtime"
@@ -34,6 +35,12 @@ type machine struct {
 	volumes *volmem.Driver
 	fleet   *orchestrate.Fleet
 	dir     string
+
+	// Replaced by some tests before they start an agent.
+	agentStore store.Store
+	balancer   network.Balancer
+	checkers   map[string]health.Checker
+	running    *node.Agent
 }
 
 // newMachine makes a machine and a fleet that leads. It must be called inside
@@ -44,8 +51,10 @@ func newMachine(t *testing.T) *machine {
 		t: t, store: storemem.New(storemem.Options{}), runtime: runmem.New(runmem.Options{}),
 		network: netmem.New(netmem.Options{}), volumes: new(volmem.Driver), dir: t.TempDir(),
 	}
+	m.agentStore, m.balancer = m.store, m.network
 	var err error
-	m.fleet, err = orchestrate.New(m.store, orchestrate.WithLogger(logger()))
+	m.fleet, err = orchestrate.New(m.store, orchestrate.WithLogger(logger()),
+		orchestrate.WithAccess(func(string) (orchestrate.Access, error) { return m.running, nil }))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,15 +84,11 @@ func logger() *slog.Logger {
 // everything as a killed agent would.
 func (m *machine) agent() (kill func()) {
 	m.t.Helper()
-	a, err := node.New(m.store, node.Options{
-		Node:    scheduler.Node{ID: "n1", Capacity: scheduler.Resources{CPU: 8000, Memory: 8 << 30}},
-		Runtime: m.runtime, Network: m.network, Namespaces: m.network, Balancer: m.network,
-		Volumes: m.volumes, Dir: m.dir, Logger: logger(),
-		Checkers: map[string]health.Checker{"always": health.CheckerFunc(func(context.Context, health.Target, health.Check) error { return nil })},
-	})
+	a, err := node.New(m.agentStore, m.options())
 	if err != nil {
 		m.t.Fatal(err)
 	}
+	m.running = a
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- a.Run(ctx) }()
@@ -100,6 +105,14 @@ func (m *machine) agent() (kill func()) {
 	}
 	m.t.Cleanup(kill)
 	return kill
+}
+
+func (m *machine) options() node.Options {
+	return node.Options{
+		Node:    scheduler.Node{ID: "n1", Capacity: scheduler.Resources{CPU: 8000, Memory: 8 << 30}},
+		Runtime: m.runtime, Network: m.network, Namespaces: m.network, Balancer: m.balancer,
+		Volumes: m.volumes, Dir: m.dir, Logger: logger(), Checkers: m.checkers,
+	}
 }
 
 // wait fails the test unless the rollout ends as it should.
