@@ -393,3 +393,20 @@ func (w *world) outside() *os.File {
 	}
 	return ns
 }
+
+// route sends what is for an address to the node, in the outside namespace.
+func (w *world) route(ns *os.File, to netip.Addr, ipv4 bool) {
+	w.Helper()
+	c, err := dial(ns)
+	if err != nil {
+		w.Fatal(err)
+	}
+	defer c.Close()
+	via := netip.MustParseAddr("fd00:99::1")
+	if ipv4 {
+		via = netip.MustParseAddr("198.51.100.1")
+	}
+	if err := c.RouteReplace(&netlink.Route{Dst: ipNet(netip.PrefixFrom(to, to.BitLen())), Gw: via.AsSlice()}); err != nil {
+		w.Fatal(err)
+	}
+}
