@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -32,6 +33,9 @@ type Options struct {
 	// step is called before each change that a crash could separate from
 	// the one before; tests kill themselves in it.
 	step func(what string)
+
+	// patience is how long an image may be found busy; default 5 s.
+	patience time.Duration
 }
 
 // ErrLocked is an [Open] of a folder that another driver uses.
@@ -57,9 +61,11 @@ type Driver struct {
 	dir   string
 	roots []string
 	step  func(string)
-	quota bool // whether dir's filesystem enforces project quotas
-	lock  *os.File
-	keyed keyed // volumes as "v:NAME", snapshots as "s:NAME" (taken first), binds as "b:KEY"
+
+	patience time.Duration
+	quota    bool // whether dir's filesystem enforces project quotas
+	lock     *os.File
+	keyed    keyed // volumes as "v:NAME", snapshots as "s:NAME" (taken first), binds as "b:KEY"
 
 	mu       sync.Mutex // guards what follows
 	volumes  map[string]*entry
@@ -103,11 +109,14 @@ func open(opts Options) (*Driver, error) {
 		}
 	}
 	d := &Driver{
-		dir: dir, roots: slices.Clone(opts.BindRoots), step: opts.step,
+		dir: dir, roots: slices.Clone(opts.BindRoots), step: opts.step, patience: opts.patience,
 		volumes: map[string]*entry{}, projects: map[uint32]bool{},
 	}
 	if d.step == nil {
 		d.step = func(string) {}
+	}
+	if d.patience == 0 {
+		d.patience = 5 * time.Second
 	}
 	for _, sub := range []string{"volumes", "views", "binds", "snapshots", "tmp", "trash"} {
 		if err := os.MkdirAll(d.path(sub), 0o700); err != nil {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -32,6 +33,12 @@ func testDir(t *testing.T) string {
 		}
 		if err := unmountBelow(dir); err != nil {
 			t.Error(err)
+		}
+		// Containers that others start hold a copy of all mounts for a
+		// moment, and with it the device; the kernel does not tell when.
+		deadline := time.Now().Add(30 * time.Second)
+		for len(loopsBelow(t, dir)) > 0 && time.Now().Before(deadline) {
+			time.Sleep(10 * time.Millisecond)
 		}
 		if loops := loopsBelow(t, dir); len(loops) > 0 {
 			t.Errorf("loop devices are left: %q", loops)

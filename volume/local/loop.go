@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -106,8 +107,18 @@ func attachLoop(image string) (dev *os.File, path string, err error) {
 		return nil, "", err
 	}
 	defer f.Close()
-	if dev, path, err = findLoop(f); dev != nil || err != nil {
-		return dev, path, err
+	if dev, path, err = findLoop(f); err != nil {
+		return nil, "", err
+	}
+	if dev != nil {
+		// If it only lingers, the image may have been resized behind it.
+		err := errors.Join(unix.IoctlSetInt(int(dev.Fd()), unix.BLKFLSBUF, 0),
+			unix.IoctlSetInt(int(dev.Fd()), unix.LOOP_SET_CAPACITY, 0))
+		if err == nil {
+			return dev, path, nil
+		}
+		dev.Close()
+		return nil, "", fmt.Errorf("use %s again: %w", path, err)
 	}
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
@@ -204,7 +215,7 @@ func growMounted(image, data string, size int64) error {
 // growImage grows the filesystem of an image that is not mounted to the image's
 // size. The programs get the locked image as a file of theirs, so that it stays
 // locked while they run, even should this program die.
-func growImage(ctx context.Context, image string) error {
+func (d *Driver) growImage(ctx context.Context, image string) error {
 	f, err := os.OpenFile(image, os.O_RDWR, 0)
 	if err != nil {
 		return err
@@ -213,9 +224,11 @@ func growImage(ctx context.Context, image string) error {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
 		return fmt.Errorf("lock %s: %w", image, err)
 	}
-	if err := atRest(image); err != nil {
+	release, err := d.atRest(ctx, image)
+	if err != nil {
 		return err
 	}
+	defer release()
 	for _, args := range [][]string{
 		{"e2fsck", "-f", "-p", image}, // resize2fs insists on it
 		{"resize2fs", image},
@@ -239,19 +252,55 @@ func growImage(ctx context.Context, image string) error {
 	return f.Sync()
 }
 
-// atRest refuses an image that no mount of ours has, but one that is out of
-// sight, in a container that is still ending.
-func atRest(image string) error {
+// atRest refuses an image that is mounted out of sight, as in a container that
+// is still ending. Until release is called it is not mounted by its device.
+//
+// It waits a little before: every container that starts on the node has, for a
+// moment, a copy of all mounts in its new namespace. The kernel has no event to
+// wait for instead.
+func (d *Driver) atRest(ctx context.Context, image string) (release func(), err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, d.patience, unix.EBUSY)
+	defer cancel()
+	again := time.NewTicker(10 * time.Millisecond)
+	defer again.Stop()
+	for {
+		release, err := claim(image)
+		if !errors.Is(err, unix.EBUSY) {
+			return release, err
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			if cause := context.Cause(ctx); cause != unix.EBUSY {
+				return nil, errors.Join(err, cause)
+			}
+			return nil, err
+		}
+	}
+}
+
+// claim keeps others from mounting the image by a device that it already has.
+func claim(image string) (release func(), err error) {
 	f, err := os.Open(image)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer f.Close()
 	dev, path, err := findLoop(f)
-	if dev != nil {
-		err = errors.Join(fmt.Errorf("%s still has %s in use: %w", path, image, unix.EBUSY), dev.Close())
+	if err != nil {
+		return nil, err
 	}
-	return err
+	if dev == nil {
+		return func() {}, nil
+	}
+	defer dev.Close()
+	// A device may linger a moment after its mount, until the last who looked
+	// at it has closed it. A mounted one cannot be opened for oneself.
+	own, err := os.OpenFile(path, os.O_RDONLY|unix.O_EXCL, 0)
+	if err != nil {
+		return nil, fmt.Errorf("%s still has %s in use: %w", path, image, err)
+	}
+	return func() { own.Close() }, nil
 }
 
 // freeze stops writes to a mounted filesystem and makes what is on its device
@@ -323,7 +372,7 @@ func (d *Driver) expand(ctx context.Context, e *entry, size int64) error {
 		if mounted {
 			err = growMounted(image, data, size)
 		} else {
-			err = growImage(ctx, image)
+			err = d.growImage(ctx, image)
 		}
 		if err != nil {
 			return err

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -139,7 +140,9 @@ func TestBusyImage(t *testing.T) {
 // attach the image twice, which would destroy its filesystem.
 func TestImageHeldElsewhere(t *testing.T) {
 	base := testDir(t)
-	d := mustOpen(t, filepath.Join(base, "volumes"))
+	d, err := Open(Options{Dir: filepath.Join(base, "volumes"), patience: time.Millisecond})
+	must(t, err)
+	defer d.Close()
 	ctx := t.Context()
 	must(t, d.Create(ctx, volume.Volume{Name: "v", Size: 2 << 20, Options: map[string]string{"size-mode": "loop"}}))
 	m := volume.Mount{Volume: "v", Task: "t"}

@@ -97,11 +97,13 @@ func (d *Driver) takeSnapshot(ctx context.Context, e *entry, final string) (err 
 		err = errors.Join(err, thaw(data))
 	} else {
 		if e.kind() == kindLoop {
-			err = atRest(filepath.Join(dir, "image"))
+			release, err := d.atRest(ctx, filepath.Join(dir, "image"))
+			if err != nil {
+				return err
+			}
+			defer release()
 		}
-		if err == nil {
-			err = copyContent(ctx, dir, tmp)
-		}
+		err = copyContent(ctx, dir, tmp)
 	}
 	if err != nil {
 		return err
