@@ -82,9 +82,9 @@ type neighbours struct {
 }
 
 // init works out which nodes the tasks already there forbid, and which they
-// make better, and moves the nodes accordingly.
-func (v *neighbours) init(g *Group) {
-	c, r, ix := g.c, g.r, g.ix
+// make better, for an index that is about to be built.
+func (v *neighbours) init(g *Group, ix *index) {
+	c, r := g.c, g.r
 	if len(r.Affinity)+len(r.AntiAffinity) == 0 && c.antiShapes == 0 {
 		return
 	}
@@ -134,10 +134,7 @@ func (v *neighbours) init(g *Group) {
 		return true
 	})
 	v.moving = len(v.away)+len(v.first) > 0
-	v.prefer(g)
-	for slot := range ix.why {
-		ix.refresh(int32(slot))
-	}
+	v.prefer(g, ix)
 }
 
 // domainsOf counts, by neighbourhood, the tasks that a selects.
@@ -153,7 +150,7 @@ func (c *Cluster) domainsOf(namespace string, a *Affinity, in area) (has []int32
 // prefer fills in what TaskAffinity scores: for each wish the neighbourhood's
 // share of the most that any has, added for affinity, taken off for
 // anti-affinity, and moved between 0 and 1.
-func (v *neighbours) prefer(g *Group) {
+func (v *neighbours) prefer(g *Group, ix *index) {
 	c, r := g.c, g.r
 	wishes := 0
 	sum := make([]float64, len(c.nodes))
@@ -185,7 +182,7 @@ func (v *neighbours) prefer(g *Group) {
 	for slot := range sum {
 		sum[slot] = 0.5 + sum[slot]/float64(2*wishes)
 	}
-	g.ix.near = sum
+	ix.near = sum
 }
 
 // assigned follows one replica of the group onto its node.

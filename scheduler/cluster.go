@@ -15,8 +15,8 @@ import (
 // have, and which tasks are bound to them. It is kept up to date by deltas,
 // each of which costs the same whatever the number of nodes and tasks.
 //
-// A Cluster may be read by many goroutines at once, but Place, Clone and every
-// method that changes it need it for themselves.
+// A Cluster may be read by many goroutines at once, but Place, Rebalance, Clone
+// and every method that changes it need it for themselves.
 type Cluster struct {
 	nodes     []nodeState
 	specs     []*Node // by slot; nil when the slot is free. Never changed, only replaced
@@ -42,6 +42,7 @@ type Cluster struct {
 	columns columns
 	statics []*staticSet
 	indexes []*index
+	spare   *index // for requests whose index is of no use to others
 	clock   uint64 // counts uses of statics and indexes, to evict the stalest
 	specSeq uint64 // counts changes of specs
 	changes changeLog
@@ -105,7 +106,7 @@ func (c *Cluster) Clone() *Cluster {
 		}
 	}
 	d.columns = c.columns.clone()
-	d.statics, d.indexes = nil, nil // built again when asked for
+	d.statics, d.indexes, d.spare = nil, nil, nil // built again when asked for
 	d.changes = changeLog{}
 	d.keyBuf, d.picks, d.touched, d.tally = nil, nil, nil, nil
 	return &d
@@ -165,7 +166,6 @@ func (c *Cluster) newSlot(id string) int32 {
 	}
 	c.nodes[slot] = nodeState{head: none}
 	c.slots[id] = slot
-	c.order = append(c.order, slot)
 	c.ranked = false
 	return slot
 }
@@ -205,7 +205,7 @@ func (c *Cluster) RemoveNode(id string) ([]string, error) {
 	}
 	c.columns.clear(slot)
 	c.freeSlots = append(c.freeSlots, slot)
-	c.order = slices.DeleteFunc(c.order, func(x int32) bool { return x == slot })
+	c.ranked = false
 	c.specSeq++
 	return gone, nil
 }
@@ -215,6 +215,12 @@ func (c *Cluster) RemoveNode(id string) ([]string, error) {
 func (c *Cluster) rank() {
 	if c.ranked {
 		return
+	}
+	c.order = c.order[:0]
+	for slot, n := range c.specs {
+		if n != nil {
+			c.order = append(c.order, int32(slot))
+		}
 	}
 	slices.SortFunc(c.order, func(a, b int32) int { return strings.Compare(c.specs[a].ID, c.specs[b].ID) })
 	for i, slot := range c.order {

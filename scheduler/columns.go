@@ -43,6 +43,7 @@ func (cs *columns) clone() columns {
 			e.ids[k] = v
 		}
 		e.slots = slices.Clone(col.slots)
+		e.of = attributeOf(col.key) // it has a buffer of its own
 		d.list[i] = &e
 	}
 	return d

@@ -136,11 +136,7 @@ func (g *Group) run() error {
 		g.p.plan(g)
 	}
 	g.ran = true
-	private := !g.st.pure || len(g.r.Affinity)+len(g.r.AntiAffinity) > 0 || c.antiShapes > 0 && c.othersRefuse(g.r)
-	g.ix = c.index(g.sh, g.st, private)
-	if private {
-		g.near.init(g)
-	}
+	g.ix = c.indexFor(g)
 	advised := g.advise()
 	g.picks = slices.Grow(c.picks[:0], min(g.r.Count, 1<<16))
 	d.Evaluated = len(c.slots)

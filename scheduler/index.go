@@ -20,7 +20,6 @@ type index struct {
 	seq      uint64 // of the change log
 	specSeq  uint64
 	used     uint64
-	kept     bool // in c.indexes
 
 	why     []why    // by slot
 	refused [256]int // nodes by why
@@ -56,15 +55,25 @@ const (
 // maxIndexes bounds the indexes kept: each is about 40 bytes a node.
 const maxIndexes = 16
 
-// index returns the index for a shape, as of now.
-func (c *Cluster) index(sh *shape, st *strategy, private bool) *index {
-	counting := st.LevelNodes || sh.req.MaxPerNode > 0 || len(sh.req.Spread) > 0 || !st.pure
-	c.clock++
-	if private {
-		ix := &index{c: c}
-		ix.build(sh, st, counting)
+// indexFor returns the index for a group, as of now: one that is kept, unless
+// the order of the nodes depends on more than their own state.
+func (c *Cluster) indexFor(g *Group) *index {
+	if !g.st.pure || len(g.r.Affinity)+len(g.r.AntiAffinity) > 0 || c.othersRefuse(g.r) {
+		if c.spare == nil {
+			c.spare = &index{c: c}
+		}
+		ix := c.spare
+		ix.blocked, ix.near, ix.class = nil, nil, nil
+		g.near.init(g, ix)
+		ix.build(g.sh, g.st, true)
 		return ix
 	}
+	return c.index(g.sh, g.st)
+}
+
+func (c *Cluster) index(sh *shape, st *strategy) *index {
+	counting := st.LevelNodes || sh.req.MaxPerNode > 0 || len(sh.req.Spread) > 0
+	c.clock++
 	var best, stalest *index
 	cost := len(c.nodes)/8 + 16 // of exchanging counts; beyond it another index is better
 	for _, ix := range c.indexes {
@@ -88,7 +97,7 @@ func (c *Cluster) index(sh *shape, st *strategy, private bool) *index {
 		return best
 	}
 	if len(c.indexes) < maxIndexes {
-		stalest = &index{c: c, kept: true}
+		stalest = &index{c: c}
 		c.indexes = append(c.indexes, stalest)
 	}
 	stalest.used = c.clock

@@ -30,7 +30,7 @@ type parcel struct {
 // plan plans the group and all others that can be planned with it.
 func (p *placing) plan(first *Group) {
 	var parcels []parcel
-	work := 0
+	work := int64(0)
 	for i := range p.groups {
 		g := &p.groups[i]
 		if g.ran || g.planned || g.r.Priority != first.r.Priority || !g.plannable() {
@@ -41,12 +41,12 @@ func (p *placing) plan(first *Group) {
 			x.need[d] = float64(v)
 		}
 		parcels = append(parcels, x)
-		work += g.r.Count
+		work += int64(g.r.Count)
 	}
 	for i := range parcels {
 		parcels[i].g.planned = true
 	}
-	if len(parcels) < 2 || work*len(parcels) > maxPlanWork {
+	if len(parcels) < 2 || work*int64(len(parcels)) > maxPlanWork {
 		return
 	}
 	// Parcels are looked at in this order, and the first of equal ones wins.

@@ -109,11 +109,7 @@ func (b *rebalancing) best(id string) (Move, bool, error) {
 	}
 	c.release(i)
 	g := Group{p: &placing{s: b.s, c: c}, c: c, r: &sh.req, sh: sh, st: st}
-	private := !st.pure || len(sh.req.Affinity)+len(sh.req.AntiAffinity) > 0 || c.othersRefuse(&sh.req)
-	g.ix = c.index(sh, st, private)
-	if private {
-		g.near.init(&g)
-	}
+	g.ix = c.indexFor(&g)
 	m := Move{Task: id, From: c.specs[e.node].ID}
 	to, _ := g.ix.top()
 	ok := to != none && to != e.node && g.ix.why[e.node] == whyFits

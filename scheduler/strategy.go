@@ -41,7 +41,8 @@ type Strategy struct {
 	// LevelNodes takes the nodes with the fewest tasks of the service first.
 	LevelNodes bool
 	// FitTogether looks at the requests of one Place with the same priority
-	// together and first plans which of them fill a node best.
+	// together and first plans which of them fill a node best. It needs a
+	// strategy of built-in scorers alone.
 	FitTogether bool
 	Filters     []Filter
 	Scorers     []Weighted

@@ -136,10 +136,17 @@ var protocols = map[string]uint8{"": 0, "tcp": 0, "udp": 1, "sctp": 2}
 // conflicts reports whether both ports can not be had on one node.
 func (p HostPort) conflicts(q HostPort) bool {
 	return p.Port == q.Port && protocols[p.Protocol] == protocols[q.Protocol] &&
-		(p.IP == q.IP || p.anyIP() || q.anyIP())
+		(p.IP == q.IP || p.address() == q.address() || p.address().IsUnspecified() || q.address().IsUnspecified())
 }
 
-func (p HostPort) anyIP() bool { return p.IP == "" || p.IP == "0.0.0.0" || p.IP == "::" }
+// address is the IP in its one form; every address when there is none.
+func (p HostPort) address() netip.Addr {
+	a, err := netip.ParseAddr(p.IP)
+	if err != nil {
+		return netip.IPv4Unspecified()
+	}
+	return a.Unmap()
+}
 
 func (p HostPort) String() string {
 	proto := p.Protocol
