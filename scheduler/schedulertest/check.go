@@ -214,16 +214,14 @@ func (k *checker) skew(r *scheduler.Request, d *scheduler.Decision) {
 			}
 		}
 	}
-	gone := map[string]bool{}
-	for _, other := range k.decisions {
-		for _, v := range other.Victims {
-			gone[v.Task] = true
-		}
-	}
 	for t := range k.before.Tasks() {
-		if t.Request.Service == r.Service && t.Request.Namespace == r.Namespace && !gone[t.ID] {
-			add(t.Node)
+		if t.Request.Service != r.Service || t.Request.Namespace != r.Namespace {
+			continue
 		}
+		if _, stays := k.state.tasks[t.ID]; !stays {
+			return // a victim of some group, before this one or after it
+		}
+		add(t.Node)
 	}
 	for i, id := range d.Nodes {
 		n := k.state.nodes[id]
