@@ -232,7 +232,8 @@ func (c *Cluster) rank() {
 // Bind records that a task runs on a node and takes there what r says. It
 // records facts, so it does not ask whether there is room: a node that has
 // shrunk is overfull, and gets nothing new until it is not. Count, Tasks and
-// the other fields about a single Place are ignored. Errors match
+// the other fields about a single Place are ignored. For a device of any model
+// it chooses the model of which most is free then; Task tells which. Errors match
 // ErrNodeUnknown, ErrTaskExists or ErrInvalid, and nothing has changed then.
 func (c *Cluster) Bind(task, node string, r *Request) error {
 	slot, ok := c.slots[node]

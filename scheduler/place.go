@@ -58,9 +58,10 @@ type placing struct {
 
 // check refuses bad requests before anything is done.
 func (p *placing) check() error {
-	given := 0
+	given, asked := 0, 0
 	for i := range p.reqs {
 		given += len(p.reqs[i].Tasks)
+		asked += max(0, min(p.reqs[i].Count, MaxCount))
 	}
 	p.ids.init(&p.c.tasks, given)
 	for i := range p.reqs {
@@ -68,6 +69,8 @@ func (p *placing) check() error {
 			return &RequestError{Index: i, Request: p.reqs[i].name(), Err: err}
 		}
 	}
+	// Grow once for all, as far as is likely to be placed.
+	p.c.tasks.reserve(min(asked, 128*len(p.c.slots)))
 	return nil
 }
 

@@ -197,7 +197,7 @@ var scenarios1 = []scenario{
 		runs:  []on{{"a", req{Service: "web"}}},
 		asks:  []req{{Service: "web", Count: 4, MaxPerNode: 2}},
 		want:  []string{"a:1 b:2 left:1"},
-		says:  []string{"max-per-node: refused 2 nodes: a has 2 already, allowed 2"},
+		says:  []string{"max-per-node: refused 2 nodes: a has 2 already, allowed 2", "drop maxPerNode: 2 nodes would fit"},
 	}, {
 		name: "drivers must be on the node",
 		nodes: []node{n("a"), with(n("b"), func(x *node) { x.Drivers = []string{"volume/nfs", "network/overlay"} }),
@@ -258,7 +258,7 @@ var scenarios2 = []scenario{
 		runs:  []on{{"a1", req{Service: "x", Resources: res{CPU: 3000}}}},
 		asks:  []req{{Service: "web", Count: 7, Spread: []scheduler.SpreadKey{{Key: "node.labels.dc", MaxSkew: 1}}, Resources: res{CPU: 1000}}},
 		want:  []string{"a1:1 b1:2 left:4"},
-		says:  []string{"spread-key: refused 1 node: c1 has no node.labels.dc", "max-skew: refused 1 node: b1"},
+		says:  []string{"spread-key: refused 1 node: c1 has no node.labels.dc", "max-skew: refused 1 node: b1", "drop maxSkew of node.labels.dc: 1 node would fit"},
 	}, {
 		name:  "weights give a domain a larger part",
 		nodes: []node{n("a1", "dc", "a"), n("b1", "dc", "b")},
@@ -299,7 +299,7 @@ var scenarios2 = []scenario{
 		nodes: []node{n("a")},
 		asks:  []req{{Service: "web", Count: 1, Affinity: []scheduler.Affinity{{Service: "cache"}}}},
 		want:  []string{"left:1"},
-		says:  []string{"affinity: refused 1 node"},
+		says:  []string{"affinity: refused 1 node", "drop required affinity: 1 node would fit"},
 	}, {
 		name:  "preferred affinity gives way",
 		nodes: []node{n("a", "zone", "1"), n("b", "zone", "2"), n("c", "zone", "2")},

@@ -47,6 +47,13 @@ func Generate(intn func(n int) int) Scenario {
 	for i := range intn(8) {
 		r := g.request(intn(6))
 		r.Count, r.Gang = 1, nil
+		for k := range r.Resources.Devices {
+			// What runs has a model; one left open would be chosen by Bind,
+			// depending on what was bound before.
+			if d := &r.Resources.Devices[k]; d.Model == "" {
+				d.Model = "a100"
+			}
+		}
 		s.Bound = append(s.Bound, Bound{
 			Task: fmt.Sprintf("old-%d", i), Node: s.Nodes[intn(len(s.Nodes))].ID, Request: r,
 		})
