@@ -307,6 +307,41 @@ func TestRemovedWhileTheAgentWasAway(t *testing.T) {
 	})
 }
 
+// A task that was told to stop while no agent was there has stopped in the end,
+// and has not failed: nobody is to take its stop for a mistake of its revision.
+func TestStoppedWhileTheAgentWasAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		kill := m.agent()
+		m.apply(web(2))
+		m.wait("web", orchestrate.RolloutCompleted)
+		kill()
+		ctx, cancel := context.WithCancel(context.Background())
+		events, err := m.fleet.Watch(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.fleet.Remove(ctx, "web"); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait() // the leader has told the tasks
+		m.agent()
+		for gone := 0; gone < 2; {
+			e := <-events
+			if e.Kind == orchestrate.TaskGone {
+				gone++
+			}
+			if e.State == orchestrate.Failed {
+				t.Errorf("task %s has failed with %+v, want it stopped", e.Task, e.Failure)
+			}
+		}
+		cancel()
+		for range events {
+		}
+		m.empty()
+	})
+}
+
 func TestMissingImageFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)

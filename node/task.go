@@ -153,7 +153,7 @@ func (t *task) run(ctx context.Context) {
 	final := record.Completed
 	var failure *failureError
 	switch {
-	case errors.Is(context.Cause(work), errStopped):
+	case errors.Is(err, errStopped) || errors.Is(context.Cause(work), errStopped):
 		final = record.Stopped
 	case errors.As(err, &failure):
 		final = record.Failed
