@@ -4,6 +4,7 @@ package local
 
 import (
 	"log/slog"
+	"slices"
 	"strconv"
 
 	"github.com/orchestrate-go/orchestrate/network/dns"
@@ -32,7 +33,13 @@ func (n names) Set(zones []node.Zone) error {
 				}
 			}
 			for _, t := range s.Tasks {
-				service.Tasks = append(service.Tasks, dns.Task{Slot: strconv.Itoa(t.Slot), Addresses: t.Addresses})
+				slot := strconv.Itoa(t.Slot)
+				if last := len(service.Tasks) - 1; last >= 0 && service.Tasks[last].Slot == slot {
+					// In a rollout a slot has an old and a new task for a while.
+					service.Tasks[last].Addresses = slices.Concat(service.Tasks[last].Addresses, t.Addresses)
+					continue
+				}
+				service.Tasks = append(service.Tasks, dns.Task{Slot: slot, Addresses: t.Addresses})
 			}
 			for _, p := range s.Ports {
 				service.Ports = append(service.Ports, dns.Port{Name: p.Name, Protocol: p.Protocol, Number: p.Port})
