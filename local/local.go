@@ -52,8 +52,9 @@ type Fleet struct {
 	closing  sync.Once
 	closeErr error
 
-	mu  sync.Mutex // guards err
-	err error      // why a loop ended by itself
+	mu        sync.Mutex // guards what follows
+	err       error      // why a loop ended by itself
+	destroyed bool
 }
 
 // Open opens the fleet whose state is in dir, which is made if it is missing,
@@ -232,8 +233,15 @@ func (f *Fleet) release() error {
 // Destroy removes every service and network, waits until nothing of them is
 // left, closes the fleet and deletes its folder: state, images, logs, and the
 // data of all volumes. When it returns nil, the machine is as if the fleet had
-// never been.
+// never been, and a second call does nothing. After an error, open the fleet
+// again to go on.
 func (f *Fleet) Destroy(ctx context.Context) error {
+	f.mu.Lock()
+	destroyed := f.destroyed
+	f.mu.Unlock()
+	if destroyed {
+		return nil
+	}
 	services, err := f.List(ctx, "")
 	if err != nil {
 		return err
@@ -255,7 +263,13 @@ func (f *Fleet) Destroy(ctx context.Context) error {
 	if err := errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("destroy fleet in %q: %w", f.dir, err)
 	}
-	return os.RemoveAll(f.dir)
+	if err := os.RemoveAll(f.dir); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.destroyed = true
+	return nil
 }
 
 func (f *Fleet) removeVolumes(ctx context.Context) error {
