@@ -497,13 +497,41 @@ func (c *crash) checkHeld(what string, f *Fleet, ids []string) {
 	if shims := c.shims(what); len(shims) > len(ids)+2 {
 		t.Errorf("%s: shims: got %q, want at most one for each of %v and two idle ones", what, shims, ids)
 	}
-	for prefix, want := range map[string]int{record.Tasks: len(ids), record.Statuses: len(ids), record.Endpoints: len(ids)} {
-		snapshot, err := f.store.List(ctx, prefix)
-		if err != nil {
-			t.Fatal(err)
+	for _, prefix := range []string{record.Tasks, record.Statuses, record.Endpoints} {
+		c.checkRecords(what, f, prefix, len(ids))
+	}
+}
+
+// checkRecords waits until there are as many records below a prefix as there
+// should be: the agent deletes its own after the leader has deleted a task's.
+func (c *crash) checkRecords(what string, f *Fleet, prefix string, want int) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), 10*time.Second)
+	defer cancel()
+	snapshot, err := f.store.List(ctx, prefix)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	changes, err := f.store.Watch(ctx, prefix, snapshot.Revision)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	keys := map[string]bool{}
+	for _, item := range snapshot.Items {
+		keys[item.Key] = true
+	}
+	for len(keys) != want {
+		batch, ok := <-changes
+		if !ok || batch.Err != nil {
+			c.t.Errorf("%s: records below %s: got %v, want %d", what, prefix, keys, want)
+			return
 		}
-		if len(snapshot.Items) != want {
-			t.Errorf("%s: records below %s: got %v, want %d", what, prefix, snapshot.Items, want)
+		for _, change := range batch.Changes {
+			if change.Deleted {
+				delete(keys, change.Item.Key)
+			} else {
+				keys[change.Item.Key] = true
+			}
 		}
 	}
 }
@@ -525,13 +553,7 @@ func (c *crash) checkRemoved(what string, f *Fleet) {
 		t.Errorf("%s: a request was answered: %q", what, got)
 	}
 	for _, prefix := range []string{record.Services, record.Rollouts, record.Frontends} {
-		snapshot, err := f.store.List(t.Context(), prefix)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(snapshot.Items) > 0 {
-			t.Errorf("%s: records below %s: got %v, want none", what, prefix, snapshot.Items)
-		}
+		c.checkRecords(what, f, prefix, 0)
 	}
 	c.checkHeld(what, f, nil)
 }

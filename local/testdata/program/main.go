@@ -5,6 +5,10 @@
 //	line=TEXT       a line at the end of /data/lines, on disk when it is done
 //	sleep=DURATION  wait
 //	eat=MIB         that much memory, touched
+//	has=TEXT        fails unless /data/lines has that line
+//	touch=PATH      makes a file
+//	fill=PATH       writes 4 MiB to a file
+//	get=URL         fails unless the answer's status is 200
 //	wait            for SIGTERM
 //	serve           answer HTTP on port 8080 until SIGTERM, see serve
 //	exit=N          exit at once with that code
@@ -60,6 +64,25 @@ func do(ctx context.Context, word, value string) error {
 			return err
 		}
 		eat(n)
+	case "has":
+		data, err := os.ReadFile("/data/lines")
+		if err == nil && !slices.Contains(strings.Split(string(data), "\n"), value) {
+			err = fmt.Errorf("there is no line %q", value)
+		}
+		return err
+	case "touch":
+		return os.WriteFile(value, nil, 0o644)
+	case "fill":
+		return os.WriteFile(value, make([]byte, 4<<20), 0o644)
+	case "get":
+		resp, err := http.Get(value)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return errors.New(resp.Status)
+		}
 	case "wait":
 		<-ctx.Done()
 	case "serve":
