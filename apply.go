@@ -48,8 +48,14 @@ func (f *Fleet) Apply(ctx context.Context, objects ...Object) error {
 	}
 	defer done()
 	var errs []error
+	seen := map[string]bool{}
 	for _, o := range objects {
-		errs = append(errs, o.Validate())
+		err := o.Validate()
+		if err == nil && seen[o.object()] {
+			err = &ValidationError{Object: o.object(), Problems: []Problem{{Reason: "is named twice in one Apply; decide for one of them"}}}
+		}
+		seen[o.object()] = true
+		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
@@ -351,7 +357,7 @@ func (f *Fleet) Remove(ctx context.Context, names ...string) error {
 		return err
 	}
 	defer done()
-	return f.change(ctx, func(b *batch) error {
+	err = f.change(ctx, func(b *batch) error {
 		for _, name := range names {
 			ns, base := splitName(name)
 			key := record.Key(record.Services, ns, base)
@@ -370,6 +376,16 @@ func (f *Fleet) Remove(ctx context.Context, names ...string) error {
 		}
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, name := range names {
+		ns, base := splitName(name)
+		f.removed[ns+"/"+base] = true
+	}
+	return nil
 }
 
 // RemoveNetwork removes a network. While a service is attached to it, it is an

@@ -33,6 +33,7 @@ type Fleet struct {
 	mu      sync.Mutex // guards what follows
 	closed  bool
 	cancels map[*context.CancelFunc]struct{}
+	removed map[string]bool // services that this fleet has removed
 	running sync.WaitGroup
 }
 
@@ -87,7 +88,7 @@ func New(s store.Store, opts ...Option) (*Fleet, error) {
 	if s == nil {
 		return nil, errors.New("orchestrate: the store is nil; open one with store/bolt, or use package local")
 	}
-	f := &Fleet{store: s, cancels: map[*context.CancelFunc]struct{}{}}
+	f := &Fleet{store: s, cancels: map[*context.CancelFunc]struct{}{}, removed: map[string]bool{}}
 	for _, o := range opts {
 		o(&f.opts)
 	}

@@ -84,7 +84,8 @@ func (e *RolloutError) Error() string { return e.Result.String() }
 // Wait returns how the rollout of a service's spec ends, at once when it has.
 // The spec is the one at the time of the call: when a later one takes its
 // place, the result is [RolloutSuperseded]. Of a removed service it returns
-// when nothing is left. A service that never was is a [*NameError].
+// when nothing is left. A service of which there is nothing, and that this
+// fleet has not removed, is a [*NameError].
 func (f *Fleet) Wait(ctx context.Context, name string) (Result, error) {
 	ctx, done, err := f.begin(ctx)
 	if err != nil {
@@ -221,7 +222,9 @@ func (f *Fleet) watchOnce(ctx context.Context, w *waiter, service, rollout strin
 // waitRemoved waits until nothing is left of a service without a spec.
 func (f *Fleet) waitRemoved(ctx context.Context, r *Result, name string) error {
 	ns, base := splitName(name)
-	first := true
+	f.mu.Lock()
+	known := f.removed[ns+"/"+base]
+	f.mu.Unlock()
 	for {
 		// What may be left: the leader deletes the rollout last.
 		key := record.Key(record.Rollouts, ns, base)
@@ -244,13 +247,13 @@ func (f *Fleet) waitRemoved(ctx context.Context, r *Result, name string) error {
 			left = len(tasks) > 0
 		}
 		if !left {
-			if first {
+			if !known {
 				return &NameError{"service", name}
 			}
 			r.Outcome, r.Ended = RolloutRemoved, time.Now().UTC()
 			return nil
 		}
-		first = false
+		known = true
 		if err := f.next(ctx, []string{key, record.Tasks}, snapshot.Revision); err != nil {
 			return err
 		}

@@ -39,7 +39,8 @@ type Event struct {
 	// State of the task, and its restarts, in a TaskChanged.
 	State    State
 	Restarts int
-	// Reason says why a task is to stop, or why a rollout failed.
+	// Reason says why a task is to stop or has stopped, or why a rollout
+	// failed.
 	Reason  string
 	Failure *Failure
 	Rollout *Rollout
@@ -55,7 +56,7 @@ func (f *Fleet) Watch(ctx context.Context) (<-chan Event, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := watcher{tasks: map[string]Event{}, stopping: map[string]bool{}}
+	w := watcher{tasks: map[string]Event{}, stopping: map[string]string{}}
 	snapshot, err := f.store.List(ctx, "/")
 	if err == nil {
 		for _, item := range snapshot.Items {
@@ -95,8 +96,8 @@ func (f *Fleet) Watch(ctx context.Context) (<-chan Event, error) {
 // watcher makes events of changes. It remembers what a deleted key does not
 // say.
 type watcher struct {
-	tasks    map[string]Event // the last of each task
-	stopping map[string]bool
+	tasks    map[string]Event  // the last of each task
+	stopping map[string]string // why, of those that are to stop
 }
 
 func (w *watcher) event(c store.Change) (Event, bool) {
@@ -157,7 +158,7 @@ func (w *watcher) task(c store.Change, parts []string) (Event, bool) {
 	id := parts[1]
 	if c.Deleted {
 		e := w.tasks[id]
-		e.Kind, e.Task, e.Node, e.Failure = TaskGone, id, parts[0], nil
+		e.Kind, e.Task, e.Node, e.Failure, e.Reason = TaskGone, id, parts[0], nil, w.stopping[id]
 		delete(w.tasks, id)
 		delete(w.stopping, id)
 		return e, true
@@ -174,8 +175,8 @@ func (w *watcher) task(c store.Change, parts []string) (Event, bool) {
 	if rec.Stop != nil {
 		e.Kind, e.Reason = TaskStopping, rec.Stop.Reason
 	}
-	news := !known || rec.Stop != nil && !w.stopping[id]
-	w.tasks[id], w.stopping[id] = e, rec.Stop != nil
+	news := !known || e.Reason != w.stopping[id]
+	w.tasks[id], w.stopping[id] = e, e.Reason
 	return e, news
 }
 

@@ -1,10 +1,10 @@
 package node
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/orchestrate-go/orchestrate/health"
@@ -29,9 +29,9 @@ func (m *member) probe(id string, resume bool) {
 	t.mu.Unlock()
 	if exec, ok := a.opts.Runtime.(runtime.Execer); ok {
 		target.Exec = func(ctx context.Context, command []string) (int, []byte, error) {
-			var out bytes.Buffer
+			var out head
 			code, err := exec.Exec(ctx, id, runtime.Exec{Args: command, Stdout: &out, Stderr: &out})
-			return code, out.Bytes(), err
+			return code, out.bytes(), err
 		}
 	}
 	// Events of a container that has ended say nothing about its successor.
@@ -78,6 +78,28 @@ func (m *member) probe(id string, resume bool) {
 	}
 	m.checks = w
 	update(func() {}) // that it runs is news, also without an event
+}
+
+// head keeps the beginning of what a command writes: a reason, not a log. Both
+// of its streams write to it.
+type head struct {
+	mu  sync.Mutex
+	buf []byte
+}
+
+const headBytes = 4 << 10
+
+func (h *head) Write(p []byte) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.buf = append(h.buf, p[:min(len(p), headBytes-len(h.buf))]...)
+	return len(p), nil
+}
+
+func (h *head) bytes() []byte {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.buf
 }
 
 // unprobe ends the checks of the container. task.mu must not be held.
