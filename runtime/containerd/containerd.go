@@ -91,6 +91,10 @@ func Open(opts Options) (*Runtime, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open runtime: %w", err)
 	}
+	if strings.ContainsAny(root, `,:\`) {
+		// They part overlayfs's mount options.
+		return nil, fmt.Errorf("open runtime: root %q: want a path without comma, colon and backslash", root)
+	}
 	r := &Runtime{
 		root: root, state: opts.State, opts: opts, log: opts.Logger,
 		containers: map[string]*container{}, starting: map[string]*turn{}, chains: map[string]int{},

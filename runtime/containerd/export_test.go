@@ -6,3 +6,6 @@ import "path/filepath"
 
 // StateDir is the state folder that a root has by default.
 func StateDir(root string) string { return filepath.Join("/run/orchestrate", shortHash(root)) }
+
+// Settle waits for the shims that are being started ahead.
+func Settle(r *Runtime) { r.shims.wait() }

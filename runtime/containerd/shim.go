@@ -6,7 +6,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"encoding/json"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -39,11 +40,6 @@ type shim struct {
 	users  int           // containers in it; guarded by shimPool.mu
 }
 
-// bootstrap is what a shim's folder remembers of how to reach it.
-type bootstrap struct {
-	Address string `json:"address"`
-}
-
 // shimPool owns the shims: those in use and the idle ones that make a start
 // fast.
 type shimPool struct {
@@ -57,6 +53,7 @@ type shimPool struct {
 	idle    []*shim
 	groups  map[string]*shim // by group
 	filling int              // shims being started for idle
+	filled  chan struct{}    // closed when filling is back at 0
 	closed  bool
 	wg      sync.WaitGroup
 }
@@ -123,7 +120,7 @@ func (p *shimPool) start(ctx context.Context) (_ *shim, err error) {
 	}
 	defer func() {
 		if err != nil {
-			os.RemoveAll(dir)
+			p.removeFiles(id)
 		}
 	}()
 	// The shim reads config.json for the annotations that would join it to
@@ -143,7 +140,10 @@ func (p *shimPool) start(ctx context.Context) (_ *shim, err error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, p.r.bin.shim,
+	// If this were killed half-way a shim might run that nobody knows of.
+	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(call, p.r.bin.shim,
 		"-namespace", namespace, "-id", id, "-address", p.eventsAddr(), "start")
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(),
@@ -159,19 +159,23 @@ func (p *shimPool) start(ctx context.Context) (_ *shim, err error) {
 	if err := proto.Unmarshal(stdout.Bytes(), &result); err != nil || result.Version < 3 || result.Protocol != "ttrpc" {
 		return nil, fmt.Errorf("start shim: %s answered %q: want a shim of containerd 2.3 or newer", p.r.bin.shim, stdout.String())
 	}
-	text, err := json.Marshal(bootstrap{Address: result.Address})
-	if err != nil {
-		return nil, err
+	if want := "unix://" + p.socket(id); result.Address != want {
+		return nil, fmt.Errorf("start shim: it listens at %s, want %s", result.Address, want)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "shim.json"), text, 0o600); err != nil {
-		return nil, err
-	}
-	return p.connect(id, result.Address)
+	return p.connect(id)
 }
 
-func (p *shimPool) connect(id, address string) (*shim, error) {
+// socket is where a shim listens: pkg/shim.CreateSocketAddress in containerd.
+// As it follows from the shim's ID, a shim can be found again, or cleared up,
+// from its folder's name alone, whenever its start was interrupted.
+func (p *shimPool) socket(id string) string {
+	sum := sha256.Sum256([]byte(filepath.Join(p.eventsAddr(), namespace, id)))
+	return filepath.Join(p.sockets(), hex.EncodeToString(sum[:]))
+}
+
+func (p *shimPool) connect(id string) (*shim, error) {
 	// A connection to a unix socket succeeds or fails at once.
-	conn, err := net.DialTimeout("unix", strings.TrimPrefix(address, "unix://"), 5*time.Second)
+	conn, err := net.DialTimeout("unix", p.socket(id), 5*time.Second)
 	if err != nil {
 		return nil, fmt.Errorf("connect to shim %s: %w", id, err)
 	}
@@ -192,15 +196,7 @@ func (p *shimPool) reconnect(id string) (*shim, error) {
 	if s != nil {
 		return s, nil
 	}
-	text, err := os.ReadFile(filepath.Join(p.dir, id, "shim.json"))
-	if err != nil {
-		return nil, err
-	}
-	var b bootstrap
-	if err := json.Unmarshal(text, &b); err != nil {
-		return nil, err
-	}
-	return p.connect(id, b.Address)
+	return p.connect(id)
 }
 
 // acquire returns a shim for a container of a group, an idle or a new one.
@@ -302,14 +298,8 @@ func (p *shimPool) dropLocked(s *shim) {
 // removeFiles deletes a shim's folder and socket, which one that was killed
 // leaves behind.
 func (p *shimPool) removeFiles(id string) {
-	dir := filepath.Join(p.dir, id)
-	if text, err := os.ReadFile(filepath.Join(dir, "shim.json")); err == nil {
-		var b bootstrap
-		if json.Unmarshal(text, &b) == nil && b.Address != "" {
-			os.Remove(strings.TrimPrefix(b.Address, "unix://"))
-		}
-	}
-	os.RemoveAll(dir)
+	os.Remove(p.socket(id))
+	os.RemoveAll(filepath.Join(p.dir, id))
 }
 
 func (s *shim) dead() bool {
@@ -326,12 +316,16 @@ func (p *shimPool) fill() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for !p.closed && len(p.idle)+p.filling < p.warm {
-		p.filling++
+		if p.filling++; p.filling == 1 {
+			p.filled = make(chan struct{})
+		}
 		p.wg.Go(func() {
 			s, err := p.start(p.r.ctx)
 			p.mu.Lock()
 			defer p.mu.Unlock()
-			p.filling--
+			if p.filling--; p.filling == 0 {
+				close(p.filled)
+			}
 			if err != nil {
 				if p.r.ctx.Err() == nil {
 					p.r.log.Warn("no shim could be started ahead", "error", err)
@@ -340,6 +334,16 @@ func (p *shimPool) fill() {
 			}
 			p.idle = append(p.idle, s)
 		})
+	}
+}
+
+// wait waits for the shims that are being started ahead.
+func (p *shimPool) wait() {
+	p.mu.Lock()
+	filled := p.filled
+	p.mu.Unlock()
+	if filled != nil {
+		<-filled
 	}
 }
 

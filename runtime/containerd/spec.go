@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"path"
+	goruntime "runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +19,7 @@ import (
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/cap"
 	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/containerd/platforms"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -74,7 +76,7 @@ func (r *Runtime) ociSpec(ctx context.Context, spec runtime.Spec, b *bundle) (*s
 	if err := mounts(s, spec.Mounts); err != nil {
 		return nil, permanent("%w", err)
 	}
-	if err := r.security(ctx, s, spec); err != nil {
+	if err := r.security(ctx, s, spec, b); err != nil {
 		return nil, permanent("%w", err)
 	}
 	return s, nil
@@ -234,7 +236,7 @@ func isPropagation(option string) bool {
 	return false
 }
 
-func (r *Runtime) security(ctx context.Context, s *specs.Spec, spec runtime.Spec) error {
+func (r *Runtime) security(ctx context.Context, s *specs.Spec, spec runtime.Spec, b *bundle) error {
 	want := spec.Security
 	apply := func(opts ...oci.SpecOpts) error {
 		return oci.ApplyOpts(r.store.with(ctx), nil, &containers.Container{ID: spec.ID}, s, opts...)
@@ -262,7 +264,7 @@ func (r *Runtime) security(ctx context.Context, s *specs.Spec, spec runtime.Spec
 	case "unconfined":
 	case "":
 		// It depends on the capabilities, which are set by now.
-		s.Linux.Seccomp = seccomp.DefaultProfile(s)
+		s.Linux.Seccomp = defaultSeccomp(s, b)
 	default:
 		var profile specs.LinuxSeccomp
 		if err := json.Unmarshal([]byte(want.Seccomp), &profile); err != nil {
@@ -271,6 +273,24 @@ func (r *Runtime) security(ctx context.Context, s *specs.Spec, spec runtime.Spec
 		s.Linux.Seccomp = &profile
 	}
 	return devices(s, spec.Devices)
+}
+
+// defaultSeccomp is containerd's default profile. Of the architectures that
+// this machine can run besides its own, such as x86 and x32 on amd64, it
+// allows none when the image is for the machine's own: a program of another
+// is killed at its first system call. That is stricter than containerd, and
+// it is most of what the filter costs at each start: 18 ms of 45 for runc run,
+// against 2 ms.
+func defaultSeccomp(s *specs.Spec, b *bundle) *specs.LinuxSeccomp {
+	profile := seccomp.DefaultProfile(s)
+	native, ok := map[string]specs.Arch{
+		"amd64": specs.ArchX86_64, "arm64": specs.ArchAARCH64, "riscv64": specs.ArchRISCV64,
+		"s390x": specs.ArchS390X, "loong64": specs.ArchLOONGARCH64,
+	}[goruntime.GOARCH]
+	if p, err := platforms.Parse(b.image.Platform); ok && err == nil && p.Architecture == goruntime.GOARCH {
+		profile.Architectures = []specs.Arch{native}
+	}
+	return profile
 }
 
 // setCapabilities changes the default set; all is what ALL means, for no more
