@@ -15,8 +15,8 @@ import (
 // have, and which tasks are bound to them. It is kept up to date by deltas,
 // each of which costs the same whatever the number of nodes and tasks.
 //
-// A Cluster may be read by many goroutines at once, but Place, Rebalance, Clone
-// and every method that changes it need it for themselves.
+// A Cluster may be read by many goroutines at once, but Place, Rebalance, Clone,
+// Eligible and every method that changes it need it for themselves.
 type Cluster struct {
 	nodes     []nodeState
 	specs     []*Node // by slot; nil when the slot is free. Never changed, only replaced

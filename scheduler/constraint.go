@@ -177,8 +177,9 @@ func (c *Constraint) UnmarshalJSON(data []byte) error {
 	return err
 }
 
-// Matches reports whether the constraint holds for n. A node without the key
-// satisfies !=, not in, not exists and !~, and nothing else.
+// Matches reports whether the constraint, which must be valid, holds for n. A
+// node without the key satisfies !=, not in, not exists and !~, and nothing
+// else.
 func (c *Constraint) Matches(n *Node) bool {
 	v, ok := n.attribute(c.Key)
 	return c.compile()(v, ok)

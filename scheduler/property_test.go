@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/orchestrate-go/orchestrate/scheduler"
@@ -193,4 +194,40 @@ func describe(c *scheduler.Cluster) string {
 		s += fmt.Sprintln(t.ID, t.Node)
 	}
 	return s
+}
+
+// TestEligible: what is worked out for all nodes at once is what each node is
+// told by itself, also after nodes have changed.
+func TestEligible(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		sc := anyScenario.Draw(t, "scenario")
+		c, err := sc.Cluster()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for round := range 2 {
+			for i := range sc.Requests {
+				r := &sc.Requests[i]
+				got, err := c.Eligible(r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var want []string
+				for n := range c.Nodes() {
+					if r.Allows(n.Spec()) == nil {
+						want = append(want, n.ID())
+					}
+				}
+				if !slices.Equal(got, want) {
+					t.Fatalf("round %d: eligible %v, one by one %v, for %+v", round, got, want, r)
+				}
+			}
+			other := anyScenario.Draw(t, "changes")
+			for _, n := range other.Nodes {
+				if err := c.SetNode(n); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	})
 }

@@ -223,7 +223,7 @@ func TestCatches(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			strategy := ""
 			err := schedulertest.Test(schedulertest.Harness{
-				Strategy: strategy, Cases: 500,
+				Strategy: strategy, Cases: 250,
 				New: func(seed uint64) (schedulertest.Placer, error) {
 					s, err := scheduler.New(scheduler.Options{Seed: seed})
 					return spoiled{s, m.f}, err
