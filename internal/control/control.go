@@ -214,20 +214,3 @@ func (l *Loop) tell(events []Event) {
 		}
 	}
 }
-
-// LogValue is e without what is empty.
-func (e Event) LogValue() slog.Value {
-	var attrs []slog.Attr
-	for _, a := range []slog.Attr{
-		slog.String("namespace", e.Namespace), slog.String("service", e.Service), slog.String("task", e.Task),
-		slog.String("node", e.Node), slog.String("reason", e.Reason), slog.String("message", e.Message),
-	} {
-		if a.Value.String() != "" {
-			attrs = append(attrs, a)
-		}
-	}
-	if e.Revision != 0 {
-		attrs = append(attrs, slog.Int64("revision", e.Revision))
-	}
-	return slog.GroupValue(attrs...)
-}

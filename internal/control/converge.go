@@ -37,15 +37,15 @@ func (v *view) stop(t *task, reason string) {
 // drop chooses which slots go when there are too many: those that do not serve
 // first, then the highest.
 func (v *view) drop() {
+	surplus := v.liveSlots() - v.work.Replicas
+	if surplus <= 0 {
+		return
+	}
 	var order []*slot
 	for i := range v.slots {
 		if v.slots[i].live > 0 {
 			order = append(order, &v.slots[i])
 		}
-	}
-	surplus := len(order) - v.work.Replicas
-	if surplus <= 0 {
-		return
 	}
 	slices.SortFunc(order, func(a, b *slot) int {
 		return cmp.Or(cmp.Compare(min(a.available, 1), min(b.available, 1)), b.number-a.number)

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"log/slog"
 	"time"
 
 	"github.com/orchestrate-go/orchestrate/internal/record"
@@ -43,3 +44,20 @@ const (
 	NodeReturned     EventKind = "node-returned"     // a lost node is alive again
 	RecordIgnored    EventKind = "record-ignored"    // a record cannot be read; Message says which
 )
+
+// LogValue is e without what is empty.
+func (e Event) LogValue() slog.Value {
+	var attrs []slog.Attr
+	for _, a := range []slog.Attr{
+		slog.String("namespace", e.Namespace), slog.String("service", e.Service), slog.String("task", e.Task),
+		slog.String("node", e.Node), slog.String("reason", e.Reason), slog.String("message", e.Message),
+	} {
+		if a.Value.String() != "" {
+			attrs = append(attrs, a)
+		}
+	}
+	if e.Revision != 0 {
+		attrs = append(attrs, slog.Int64("revision", e.Revision))
+	}
+	return slog.GroupValue(attrs...)
+}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -24,6 +25,7 @@ type spec struct {
 	Replicas int            `json:"replicas"`
 	Image    string         `json:"image"` // what its tasks do: see agent
 	Memory   int64          `json:"memory"`
+	Priority int32          `json:"priority"`
 	Networks []string       `json:"networks,omitempty"`
 	Ports    []record.Port  `json:"ports,omitempty"`
 	Update   control.Update `json:"update"`
@@ -41,7 +43,7 @@ func decode(namespace, name string, rec record.Service) (control.Workload, error
 	}
 	return control.Workload{
 		Namespace: namespace, Name: name, Replicas: s.Replicas, Hash: s.Image, Revision: rec.Revision,
-		Template: template, Request: scheduler.Request{Resources: scheduler.Resources{Memory: s.Memory}},
+		Template: template, Request: scheduler.Request{Resources: scheduler.Resources{Memory: s.Memory}, Priority: s.Priority},
 		Networks: s.Networks, Ports: s.Ports, Update: s.Update,
 	}, nil
 }
@@ -245,14 +247,21 @@ func startFleet(t *testing.T, s store.Store, nodes int) *fleet {
 	for i := range nodes {
 		f.node(fmt.Sprintf("n%d", i+1))
 	}
+	synctest.Wait() // the nodes are there
 	f.loop(ctx, "leader")
+	synctest.Wait() // and it leads
 	return f
 }
 
 func (f *fleet) loop(ctx context.Context, id string) {
 	f.t.Helper()
+	f.loopOn(ctx, f.store, id)
+}
+
+func (f *fleet) loopOn(ctx context.Context, s store.Store, id string) {
+	f.t.Helper()
 	loop, err := control.New(control.Options{
-		Store: f.store, ID: id, Scheduler: newScheduler(f.t), Decode: decode,
+		Store: s, ID: id, Scheduler: newScheduler(f.t), Decode: decode,
 		Observe: func(e control.Event) {
 			f.mu.Lock()
 			defer f.mu.Unlock()

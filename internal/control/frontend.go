@@ -122,6 +122,11 @@ func (s *State) front(svc *service) (*record.Frontend, *blocked) {
 	if !svc.work.fronted() {
 		return nil, nil
 	}
+	if r := svc.rollout; r != nil && r.Spec == svc.spec && r.State == record.RolloutFailed && r.Reason == record.WhyAddress {
+		// An address that is free now would be taken for nothing: this spec is
+		// not tried again.
+		return svc.frontend, &blocked{why: r.Reason, message: r.Message, final: true}
+	}
 	f := &record.Frontend{Addresses: map[string][]netip.Addr{}, Ports: svc.work.Ports}
 	for _, name := range svc.work.Networks {
 		n := s.network(name)

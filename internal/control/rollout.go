@@ -119,7 +119,7 @@ func failure(t *task) *record.Failure {
 // judge ends the rollout if it is time.
 func (v *view) judge(st standing, hopeless bool) {
 	r, u := &v.rollout, &v.work.Update
-	deadline := r.Progressed.Add(u.ProgressDeadline + u.Monitor)
+	deadline := u.deadline(r)
 	switch {
 	case v.blocked != nil && v.blocked.final:
 		v.fail(v.blocked.why, v.blocked.message)

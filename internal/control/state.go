@@ -148,6 +148,13 @@ func (s *State) Load(snapshot store.Snapshot, now time.Time) {
 		}
 	}
 	s.revision = snapshot.Revision
+	for _, svc := range s.services {
+		// A leader would have ended it in time. Nobody led, so perhaps nobody
+		// did anything, as when the only machine was off: that is no verdict.
+		if r := svc.rollout; r != nil && r.State == record.Progressing && !svc.work.Update.deadline(r).After(now) {
+			r.Progressed = now
+		}
+	}
 }
 
 // Apply takes in what a commit changed.

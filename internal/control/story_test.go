@@ -73,6 +73,7 @@ func TestStories(t *testing.T) {
 //	obey                        all that were told to stop do so
 //	wait DURATION
 //	leader                      another leader takes over
+//	nobody DURATION             leads, and then somebody does
 //	show NAME                   what there is
 func (s *sim) play(line string) {
 	s.t.Helper()
@@ -117,12 +118,11 @@ func (s *sim) play(line string) {
 			}
 		}
 	case "wait":
-		d, err := time.ParseDuration(args[0])
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		s.pass(d)
+		s.pass(s.duration(args[0]))
 	case "leader":
+		s.lead()
+	case "nobody":
+		s.now = s.now.Add(s.duration(args[0]))
 		s.lead()
 	case "show":
 		s.show(args[0])
@@ -163,6 +163,8 @@ func (s *sim) applied(sp spec, words []string) spec {
 			sp.Image = value
 		case "memory":
 			sp.Memory = s.number(value)
+		case "priority":
+			sp.Priority = int32(s.number(value))
 		case "labels":
 			sp.Labels = value
 		case "network":

@@ -70,3 +70,9 @@ func (u Update) withDefaults(n int) Update {
 	}
 	return u
 }
+
+// deadline is when a rollout fails if it does not get any further. What waits
+// for the end of Monitor is in time.
+func (u *Update) deadline(r *record.Rollout) time.Time {
+	return r.Progressed.Add(u.ProgressDeadline + u.Monitor)
+}
