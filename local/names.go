@@ -11,7 +11,7 @@ import (
 	"github.com/orchestrate-go/orchestrate/node"
 )
 
-// names is the DNS server as a [node.Resolver].
+// names is the DNS server as a [node.Resolver] and [node.Searcher].
 type names struct{ *dns.Server }
 
 func newNames(log *slog.Logger) names {

@@ -63,6 +63,15 @@ type Resolver interface {
 	Set(zones []Zone) error
 }
 
+// Searcher is a [Resolver] that has a search list for tasks. Without one, the
+// resolver of a container makes its own of what follows the first dot in the
+// hostname, and would ask the world for each short name.
+type Searcher interface {
+	// Search returns the domains that a name of one label in a task of a
+	// namespace is completed with, in order.
+	Search(namespace string) []string
+}
+
 // Zone is what is answered to the tasks of one network.
 type Zone struct {
 	Network  string

@@ -129,6 +129,9 @@ func (t *task) resolvConf() (string, error) {
 				servers = append(servers, gw.String())
 			}
 		}
+		if s, ok := t.agent.opts.Resolver.(Searcher); ok && len(servers) > 0 && len(search) == 0 {
+			search = s.Search(t.rec.Namespace)
+		}
 	}
 	if len(servers) == 0 {
 		data, err := os.ReadFile("/etc/resolv.conf")
