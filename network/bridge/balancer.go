@@ -101,6 +101,11 @@ func (d *Driver) program(rules []network.Rule) error {
 	if err != nil {
 		return err
 	}
+	if here && current {
+		if err := d.followBridgeFilter(); err != nil {
+			return err
+		}
+	}
 	if !here || !current || !d.balance.known {
 		return d.replaceAll(next)
 	}
@@ -128,9 +133,10 @@ func (d *Driver) replaceAll(next map[frontend]network.Rule) error {
 	if err != nil {
 		return err
 	}
+	loopback6 := d.loopback6()
 	if fresh {
 		d.networks.RLock()
-		err = d.table.addNetworks(c, slices.Collect(maps.Values(d.nets)), d.loopback6())
+		err = d.table.addNetworks(c, slices.Collect(maps.Values(d.nets)), loopback6)
 		d.networks.RUnlock()
 		if err != nil {
 			return err
@@ -144,14 +150,19 @@ func (d *Driver) replaceAll(next map[frontend]network.Rule) error {
 	e := newEdit()
 	for _, r := range next {
 		e.put(elementsOf(r))
-		after.count(r, 1)
+		count(after.hairpin, r, 1)
 	}
-	e.put(hairpins(nil, after.hairpin))
+	for addr := range after.hairpin {
+		e.put(hairpin(addr))
+	}
 	if err := d.table.apply(c, e, after.chains); err != nil {
 		return err
 	}
 	if err := d.table.flush(c); err != nil {
 		return err
+	}
+	if fresh {
+		d.table.note(loopback6)
 	}
 	d.balance = after
 	return d.forgetFlows(slices.Collect(maps.Values(next)), nil, true)
@@ -159,43 +170,52 @@ func (d *Driver) replaceAll(next map[frontend]network.Rule) error {
 
 // change writes what is different.
 func (d *Driver) change(next map[frontend]network.Rule, changed, gone []frontend) error {
-	after := balance{known: true, rules: next, chains: maps.Clone(d.balance.chains), hairpin: maps.Clone(d.balance.hairpin)}
+	chains, counts := maps.Clone(d.balance.chains), map[netip.Addr]int{}
 	e := newEdit()
 	var now, before []network.Rule
 	for _, f := range slices.Concat(changed, gone) {
 		if old, had := d.balance.rules[f]; had {
 			e.take(elementsOf(old))
-			after.count(old, -1)
+			count(counts, old, -1)
 			before = append(before, old)
 		}
 		if r, has := next[f]; has {
 			e.put(elementsOf(r))
-			after.count(r, 1)
+			count(counts, r, 1)
 			now = append(now, r)
 		}
 	}
-	e.take(hairpins(after.hairpin, d.balance.hairpin))
-	e.put(hairpins(d.balance.hairpin, after.hairpin))
+	for addr, n := range counts {
+		switch had := d.balance.hairpin[addr]; {
+		case had == 0 && n > 0:
+			e.put(hairpin(addr))
+		case had > 0 && had+n == 0:
+			e.take(hairpin(addr))
+		}
+	}
 	c, err := d.table.open()
 	if err != nil {
 		return err
 	}
-	if err := d.table.apply(c, e, after.chains); err != nil {
+	if err := d.table.apply(c, e, chains); err != nil {
 		return err
 	}
 	if err := d.table.flush(c); err != nil {
 		return err
 	}
-	d.balance = after
+	d.balance.rules, d.balance.chains = next, chains
+	for addr, n := range counts {
+		if d.balance.hairpin[addr] += n; d.balance.hairpin[addr] == 0 {
+			delete(d.balance.hairpin, addr)
+		}
+	}
 	return d.forgetFlows(now, before, false)
 }
 
-// count adds a rule's endpoints to the hairpin counts, or takes them off.
-func (b *balance) count(r network.Rule, n int) {
+// count adds a rule's endpoints to counts, or takes them off.
+func count(counts map[netip.Addr]int, r network.Rule, n int) {
 	for _, e := range r.Endpoints {
-		if b.hairpin[e.Addr()] += n; b.hairpin[e.Addr()] == 0 {
-			delete(b.hairpin, e.Addr())
-		}
+		counts[e.Addr()] += n
 	}
 }
 
@@ -257,16 +277,11 @@ func elementsOf(r network.Rule) map[element]value {
 	return elements
 }
 
-// hairpins returns the elements for the addresses that are in b and not in a.
-func hairpins(a, b map[netip.Addr]int) map[element]value {
-	elements := map[element]value{}
-	for addr := range b {
-		if a[addr] == 0 {
-			key := string(addr.AsSlice())
-			elements[element{setHairpin + suffix(addr.Is4()), key + key}] = value{}
-		}
-	}
-	return elements
+// hairpin returns the element by which an endpoint's connections to itself are
+// known.
+func hairpin(addr netip.Addr) map[element]value {
+	key := string(addr.AsSlice())
+	return map[element]value{{setHairpin + suffix(addr.Is4()), key + key}: {}}
 }
 
 // portKey is protocol and port as parts of a key: each part of a key is

@@ -58,7 +58,7 @@ type Driver struct {
 	closing  sync.Once
 	closeErr error
 
-	balancing sync.Mutex // one Program at a time; guards balance
+	balancing sync.Mutex // one Program at a time; guards balance; locked before networks
 	balance   balance
 
 	networks sync.RWMutex // held for writing while networks change; guards nets
@@ -234,10 +234,10 @@ func (d *Driver) Close() error {
 		d.mu.Lock()
 		d.closed = true
 		d.mu.Unlock()
-		d.networks.Lock() // calls that are under way end first
-		defer d.networks.Unlock()
-		d.balancing.Lock()
+		d.balancing.Lock() // calls that are under way end first
 		defer d.balancing.Unlock()
+		d.networks.Lock()
+		defer d.networks.Unlock()
 		if d.host != nil {
 			d.host.Close()
 		}

@@ -75,19 +75,26 @@ func newStale(now, before []network.Rule) stale {
 		before:    map[target]map[netip.AddrPort]bool{},
 		local:     map[netip.Addr]bool{},
 	}
-	for _, r := range before {
-		for _, t := range targets(r) {
-			s.before[t] = endpointSet(r)
-		}
-		// Something may have been withdrawn.
-		s.protocols[r.Protocol] = true
-	}
 	for _, r := range now {
 		for _, t := range targets(r) {
 			s.now[t] = endpointSet(r)
 		}
-		if r.Protocol == network.UDP {
-			s.protocols[network.UDP] = true
+	}
+	for _, r := range before {
+		for _, t := range targets(r) {
+			s.before[t] = endpointSet(r)
+			for e := range s.before[t] {
+				if !s.now[t][e] {
+					s.protocols[r.Protocol] = true // withdrawn
+				}
+			}
+		}
+	}
+	for _, r := range now {
+		for _, t := range targets(r) {
+			if r.Protocol == network.UDP && len(s.before[t]) == 0 && len(r.Endpoints) > 0 {
+				s.protocols[network.UDP] = true // served now and not before
+			}
 		}
 	}
 	return s

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
@@ -25,6 +26,12 @@ func (d *Driver) checkListeners(added []network.Rule) error {
 			want[r.Protocol][r.Port] = append(want[r.Protocol][r.Port], r)
 		}
 	}
+	if len(want[network.TCP])+len(want[network.UDP]) == 0 {
+		return nil
+	}
+	if err := d.checkFleets(want); err != nil {
+		return err
+	}
 	for protocol, ports := range want {
 		if len(ports) == 0 {
 			continue
@@ -39,6 +46,48 @@ func (d *Driver) checkListeners(added []network.Rule) error {
 					if l.claims(r) {
 						return &network.ConflictError{Frontend: r.Frontend(), Services: []string{r.Service, l.owner()}}
 					}
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// checkFleets refuses published ports that another fleet of this machine has:
+// of two tables the first to be made would win.
+func (d *Driver) checkFleets(want map[network.Protocol]map[uint16][]network.Rule) error {
+	c, err := d.table.open()
+	if err != nil {
+		return err
+	}
+	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return fmt.Errorf("list nft tables: %w", err)
+	}
+	for _, t := range tables {
+		fleet, ok := strings.CutPrefix(t.Name, tablePrefix)
+		if !ok || t.Name == d.table.name {
+			continue
+		}
+		for _, name := range []string{mapAll + "4", mapAll + "6"} {
+			set, err := c.GetSetByName(t, name)
+			if err != nil {
+				continue // of another layout, or just removed
+			}
+			elements, err := c.GetSetElements(set)
+			if err != nil {
+				continue
+			}
+			for _, e := range elements {
+				if len(e.Key) < 8 {
+					continue
+				}
+				protocol := network.TCP
+				if e.Key[0] == unix.IPPROTO_UDP {
+					protocol = network.UDP
+				}
+				for _, r := range want[protocol][binary.BigEndian.Uint16(e.Key[4:])] {
+					return &network.ConflictError{Frontend: r.Frontend(), Services: []string{r.Service, "a service of fleet " + fleet}}
 				}
 			}
 		}

@@ -365,6 +365,17 @@ func (d *Driver) loopback6() bool {
 	return len(on) == 0 || on[0] == '0'
 }
 
+// followBridgeFilter takes note where somebody switched br_netfilter on or off
+// since the table was written.
+func (d *Driver) followBridgeFilter() error {
+	d.networks.RLock()
+	defer d.networks.RUnlock()
+	if now := d.loopback6(); now != d.table.publishesLoopback6() {
+		return d.table.setNetworks(slices.Collect(maps.Values(d.nets)), now)
+	}
+	return nil
+}
+
 // keepRouterAdvertisements keeps the default routes of a node that learnt
 // them by IPv6 router advertisements: a kernel that forwards ignores those,
 // unless accept_ra is 2.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -18,6 +19,9 @@ import (
 // version, left by another version of the program, is replaced whole.
 const layout = "layout-1"
 
+// tablePrefix is what the tables of all fleets begin with.
+const tablePrefix = "orchestrate-"
+
 // table is the fleet's nft table. Its chains are fixed; what changes are the
 // elements of its sets and maps: those about networks are replaced whole,
 // there are few, and those about services one by one.
@@ -26,10 +30,13 @@ type table struct {
 	netNS *os.File
 	nft   *nftables.Table
 	sets  map[string]*nftables.Set
+
+	mu        sync.Mutex // guards what follows
+	loopback6 bool       // whether ports are published at ::1
 }
 
 func newTable(id string, netNS *os.File) *table {
-	t := &table{name: "orchestrate-" + id, netNS: netNS}
+	t := &table{name: tablePrefix + id, netNS: netNS}
 	t.nft = &nftables.Table{Name: t.name, Family: nftables.TableFamilyINet}
 	t.sets = make(map[string]*nftables.Set)
 	for i, s := range allSets() {
@@ -131,7 +138,24 @@ func (t *table) setNetworks(nets []*segment, loopback6 bool) error {
 	if err := t.addNetworks(c, nets, loopback6); err != nil {
 		return err
 	}
-	return t.flush(c)
+	if err := t.flush(c); err != nil {
+		return err
+	}
+	t.note(loopback6)
+	return nil
+}
+
+func (t *table) note(loopback6 bool) {
+	t.mu.Lock()
+	t.loopback6 = loopback6
+	t.mu.Unlock()
+}
+
+// publishesLoopback6 is what setNetworks was told last.
+func (t *table) publishesLoopback6() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.loopback6
 }
 
 func (t *table) addNetworks(c *nftables.Conn, nets []*segment, loopback6 bool) error {

@@ -372,7 +372,9 @@ func (w *world) outside() *os.File {
 		w.Fatal(err)
 	}
 	defer far.Close()
-	err = host.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "wire", TxQLen: -1}, PeerName: "wire", PeerNamespace: netlink.NsFd(ns.Fd()), PeerTxQLen: -1})
+	// Two ends with the same index look like one interface to the kernel, and
+	// wait a second for being told that they are up.
+	err = host.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "wire", Index: 77, TxQLen: -1}, PeerName: "wire", PeerNamespace: netlink.NsFd(ns.Fd()), PeerTxQLen: -1})
 	if err != nil {
 		w.Fatal(err)
 	}

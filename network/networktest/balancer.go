@@ -44,8 +44,8 @@ func TestBalancer(t *testing.T, open func(t testing.TB) Traffic) {
 var protocols = []network.Protocol{network.TCP, network.UDP}
 
 // enough connections that each of three servers gets one, but for a chance of
-// 3 * (2/3)^100, or 10^-17.
-const enough = 100
+// 3 * (2/3)^60, or 10^-10.
+const enough = 60
 
 var balancerCases = []balancerCase{
 	{"connections spread over all endpoints", func(t testing.TB, tr Traffic) {
