@@ -22,6 +22,14 @@ import (
 var program string
 
 func TestMain(m *testing.M) {
+	if name := os.Getenv(childEnv); name != "" {
+		program = os.Getenv(childEnv + "_PROGRAM")
+		if err := children[name](); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	dir, err := os.MkdirTemp("", "orchestrate-program-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

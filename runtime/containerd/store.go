@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -47,12 +46,14 @@ const snapshotter = "overlayfs"
 // store is containerd's image side in this process: content, metadata,
 // snapshots, put together from its packages.
 type store struct {
-	db     *metadata.DB
+	db     *metadata.DB // nil with another containerd's, as the next two
 	bolt   *bolt.DB
-	snap   snapshots.Snapshotter // of db
 	disk   snapshots.Snapshotter // below db
+	snap   snapshots.Snapshotter
 	client *client.Client
 	log    *log.Entry
+	ns     string // containerd's namespace of all in it
+	views  string // prefix of the keys of our views
 
 	mu      sync.Mutex
 	bundles map[string]*bundle // unpacked images, by manifest digest
@@ -69,8 +70,35 @@ type bundle struct {
 	users  *userTable
 }
 
-func openStore(dir string, logger *slog.Logger) (_ *store, err error) {
-	s := &store{log: containerdLog(logger), bundles: map[string]*bundle{}, unpack: map[string]chan struct{}{}}
+func newStore(r *Runtime) *store {
+	return &store{
+		log: containerdLog(r.log), ns: firstOf(r.opts.Namespace, namespace),
+		views:   "orchestrate-view-" + shortHash(r.root) + "-",
+		bundles: map[string]*bundle{}, unpack: map[string]chan struct{}{},
+	}
+}
+
+// connectStore uses the store of a containerd that runs on this machine.
+func connectStore(r *Runtime) (*store, error) {
+	s := newStore(r)
+	c, err := client.New(r.opts.Address, client.WithDefaultNamespace(s.ns), client.WithTimeout(10*time.Second))
+	if err != nil {
+		return nil, fmt.Errorf("containerd at %s: %w", r.opts.Address, err)
+	}
+	s.client, s.snap = c, c.SnapshotService(snapshotter)
+	ctx, cancel := context.WithTimeout(s.with(context.Background()), 10*time.Second)
+	defer cancel()
+	if _, err := c.Version(ctx); err != nil {
+		c.Close()
+		return nil, fmt.Errorf("containerd at %s: %w", r.opts.Address, err)
+	}
+	return s, nil
+}
+
+// openStore makes or opens a store of our own.
+func openStore(r *Runtime) (_ *store, err error) {
+	s := newStore(r)
+	dir := filepath.Join(r.root, "store")
 	// The folders are named as containerd names its own: it can be started
 	// on such a root, for a look inside.
 	contentDir := filepath.Join(dir, "io.containerd.content.v1.content")
@@ -101,7 +129,7 @@ func openStore(dir string, logger *slog.Logger) (_ *store, err error) {
 	}
 	s.snap = s.db.Snapshotter(snapshotter)
 	cs := s.db.ContentStore()
-	s.client, err = client.New("", client.WithDefaultNamespace(namespace), client.WithServices(
+	s.client, err = client.New("", client.WithDefaultNamespace(s.ns), client.WithServices(
 		client.WithContentStore(cs),
 		client.WithImageStore(metadata.NewImageStore(s.db)),
 		client.WithSnapshotters(map[string]snapshots.Snapshotter{snapshotter: s.snap}),
@@ -126,11 +154,14 @@ type diffService struct {
 }
 
 func (s *store) close() error {
+	if s.db == nil {
+		return s.client.Close()
+	}
 	return errors.Join(s.db.Close(), s.bolt.Close(), s.disk.Close())
 }
 
 func (s *store) with(ctx context.Context) context.Context {
-	return log.WithLogger(namespaces.WithNamespace(ctx, namespace), s.log)
+	return log.WithLogger(namespaces.WithNamespace(ctx, s.ns), s.log)
 }
 
 // unpacked returns the image ready for containers, unpacking its layers when
@@ -256,7 +287,7 @@ func (s *store) mountOptions(ctx context.Context, b *bundle) error {
 	if b.chain == "" {
 		return nil
 	}
-	key := viewKey(b.chain)
+	key := s.views + b.chain
 	mounts, err := s.snap.Mounts(ctx, key)
 	if errdefs.IsNotFound(err) {
 		mounts, err = s.snap.View(ctx, key, b.chain, snapshots.WithLabels(map[string]string{
@@ -286,8 +317,6 @@ func (s *store) mountOptions(ctx context.Context, b *bundle) error {
 	return nil
 }
 
-func viewKey(chain string) string { return "orchestrate-view-" + chain }
-
 // orphaned reports whether a container's layers may no longer be needed: its
 // reference is gone or means another image.
 func (s *store) orphaned(ctx context.Context, ref, chain string) bool {
@@ -315,7 +344,7 @@ func (s *store) forget(ctx context.Context, inUse map[string]bool) error {
 	}
 	var gone []string
 	err = s.snap.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
-		chain, ok := strings.CutPrefix(info.Name, viewKey(""))
+		chain, ok := strings.CutPrefix(info.Name, s.views)
 		if ok && !keep[chain] && !inUse[chain] {
 			gone = append(gone, chain)
 		}
@@ -330,9 +359,12 @@ func (s *store) forget(ctx context.Context, inUse map[string]bool) error {
 				delete(s.bundles, key)
 			}
 		}
-		if err := s.snap.Remove(ctx, viewKey(chain)); err != nil && !errdefs.IsNotFound(err) {
+		if err := s.snap.Remove(ctx, s.views+chain); err != nil && !errdefs.IsNotFound(err) {
 			return err
 		}
+	}
+	if s.db == nil {
+		return nil // it collects by itself
 	}
 	_, err = s.db.GarbageCollect(ctx)
 	return err
