@@ -231,3 +231,70 @@ func BenchmarkBind(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkOther places 1,000 replicas on 10,000 loaded nodes under rules that
+// need more than the shared indexes.
+func BenchmarkOther(b *testing.B) {
+	loaded := benchCluster(b, 10_000)
+	if _, err := benchScheduler(b).Place(loaded, []Request{{Service: "fill", Count: 100_000, Resources: Resources{CPU: 6300, Memory: 24 << 30}}}); err != nil {
+		b.Fatal(err)
+	}
+	distinct := make([]Request, 1000)
+	for i := range distinct {
+		distinct[i] = Request{Service: fmt.Sprint("d", i), Count: 1, Strategy: BinPack, Resources: Resources{CPU: 10 + int64(i%37), Memory: int64(1+i%11) << 20}}
+	}
+	small := Resources{CPU: 100, Memory: 64 << 20}
+	for _, x := range []struct {
+		name string
+		opts Options
+		reqs []Request
+	}{
+		{"own-anti-affinity", Options{}, []Request{{Service: "x", Count: 1000, Resources: small, AntiAffinity: []Affinity{{Service: "x"}}}}},
+		{"affinity-by-zone", Options{}, []Request{{Service: "x", Count: 1000, Resources: small, Affinity: []Affinity{{Service: "fill", Topology: "node.labels.zone"}}}}},
+		{"max-skew", Options{}, []Request{{Service: "x", Count: 1000, Resources: small, Spread: []SpreadKey{{Key: "node.labels.zone", MaxSkew: 1}, {Key: "node.labels.rack"}}}}},
+		{"random", Options{}, []Request{{Service: "x", Count: 1000, Resources: small, Strategy: Random}}},
+		{"host-port", Options{}, []Request{{Service: "x", Count: 1000, Resources: small, Ports: []HostPort{{Port: 80}}}}},
+		{"preempt", Options{Preempt: true}, []Request{{Service: "x", Count: 1000, Priority: 1, Resources: Resources{CPU: 6300, Memory: 30 << 30}}}},
+		{"binpack-distinct", Options{}, distinct},
+	} {
+		b.Run(x.name, func(b *testing.B) {
+			s, err := New(x.opts)
+			if err != nil {
+				b.Fatal(err)
+			}
+			for b.Loop() {
+				b.StopTimer()
+				c := loaded.Clone()
+				b.StartTimer()
+				ds, err := s.Place(c, x.reqs)
+				if err != nil {
+					b.Fatal(err)
+				}
+				for i := range ds {
+					if ds[i].Unplaced > 0 {
+						b.Fatal(ds[i].String())
+					}
+				}
+			}
+			perPlacement(b, 1000)
+		})
+	}
+}
+
+// BenchmarkRebalance plans ten moves in a cluster that has grown.
+func BenchmarkRebalance(b *testing.B) {
+	c, s := benchCluster(b, 1000), benchScheduler(b)
+	if _, err := s.Place(c, mixedLoad(10_000)); err != nil {
+		b.Fatal(err)
+	}
+	for i := range 10 {
+		if err := c.SetNode(Node{ID: fmt.Sprint("new", i), Ready: true, Labels: map[string]string{"zone": "z1", "disk": "ssd"}, Capacity: Resources{CPU: 64_000, Memory: 256 << 30}}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for b.Loop() {
+		if _, err := s.Rebalance(c, RebalanceOptions{}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -37,11 +37,11 @@ func (g *Group) fixFree() (Fix, bool) {
 		}
 		// It must lack nothing else, and more than it has altogether can not
 		// be freed.
-		enough := ix.sh.need[d] <= c.specs[i].allocatable()[d]
+		enough := true
 		for e := d + 1; e < dims; e++ {
 			enough = enough && (ix.sh.need[e] <= free[e] || ix.sh.need[e] == 0)
 		}
-		if enough {
+		if enough && ix.sh.need[d] <= c.specs[i].allocatable()[d] {
 			best, bestShare, dim = slot, share, d
 		}
 	}

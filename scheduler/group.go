@@ -136,6 +136,9 @@ func (g *Group) run() error {
 		g.p.plan(g)
 	}
 	g.ran = true
+	if len(g.plan) > 0 && len(g.plan) == g.r.Count && g.follow() {
+		return nil
+	}
 	g.ix = c.indexFor(g)
 	advised := g.advise()
 	g.picks = slices.Grow(c.picks[:0], min(g.r.Count, 1<<16))

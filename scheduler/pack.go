@@ -64,9 +64,33 @@ func (p *placing) plan(first *Group) {
 // the group fits.
 func (g *Group) plannable() bool {
 	r := g.r
-	return g.st.FitTogether && g.st.pure && r.Count > 0 && g.sh.need != vector{} &&
+	return g.st.FitTogether && g.st.pure && !g.st.LevelNodes && r.Count > 0 && g.sh.need != vector{} &&
 		len(r.Ports)+len(r.Resources.Devices)+len(r.Spread)+len(r.Affinity)+len(r.AntiAffinity) == 0 &&
 		len(r.Prefer)+len(r.Avoid)+len(r.Failures) == 0 && r.MaxPerNode == 0
+}
+
+// follow places a group that is planned to its last replica, without the order
+// of all nodes that an index is. It is false, and nothing has happened, when a
+// planned node does not fit after all.
+func (g *Group) follow() bool {
+	c := g.c
+	g.ix = &index{c: c, st: g.st, sh: g.sh, svc: g.sh.svc, static: c.static(g.sh)}
+	g.picks = c.picks[:0]
+	winner := g.candidate(g.plan[0])
+	for _, slot := range g.plan {
+		if _, w := g.ix.key(slot); w != whyFits {
+			for _, taken := range g.picks {
+				c.give(taken, g.sh)
+			}
+			return false
+		}
+		c.take(slot, g.sh)
+		g.picks = append(g.picks, slot)
+	}
+	g.decision.Winner, g.decision.Evaluated = &winner, len(c.slots)
+	g.commit()
+	c.picks, g.picks, g.ix = g.picks[:0], nil, nil
+	return true
 }
 
 type packing struct {
