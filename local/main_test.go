@@ -104,7 +104,12 @@ func testMain(m *testing.M) int {
 	}
 	code := m.Run()
 	client.CloseIdleConnections()
-	if code == 0 {
+	if bareStarted != nil {
+		// The benchmarks' containerd cannot be stopped.
+		if err := bareStarted.Close(); err != nil {
+			return fail("benchmarks", err)
+		}
+	} else if code == 0 {
 		if err := goleak.Find(); err != nil {
 			return fail("goroutines", err)
 		}
