@@ -173,6 +173,9 @@ const maxPick = 1 << 16
 // range, and the last of an IPv4 one, are left alone: some hosts treat them as
 // the network's own.
 func pick(prefix netip.Prefix, key string, ok func(netip.Addr) bool) (netip.Addr, bool) {
+	if !prefix.IsValid() {
+		return netip.Addr{}, false
+	}
 	prefix = prefix.Masked()
 	base := prefix.Addr()
 	hostBits := base.BitLen() - prefix.Bits()

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/orchestrate-go/orchestrate/internal/record"
+	"github.com/orchestrate-go/orchestrate/scheduler"
 	"github.com/orchestrate-go/orchestrate/store"
 )
 
@@ -159,7 +160,13 @@ func (s *State) offer(n *node) error {
 	}
 	spec.Taints = append(spec.Taints[:len(spec.Taints):len(spec.Taints)], n.spec.Taints...)
 	s.feed()
-	return s.cluster.SetNode(spec)
+	if err := s.cluster.SetNode(spec); err != nil {
+		// What it was before must not stand: the node may have been drained,
+		// and would be given tasks that it is then to give up. It gets none.
+		_ = s.cluster.SetNode(scheduler.Node{ID: n.id})
+		return err
+	}
+	return nil
 }
 
 // bind tells the scheduler what t takes. Whatever cannot be bound, because its

@@ -169,6 +169,9 @@ func (s *State) Apply(batch store.Batch, now time.Time) {
 // change takes in one written or deleted key.
 func (s *State) change(c store.Change) {
 	kind := c.Item.Key
+	if kind == "" {
+		return
+	}
 	if i := strings.IndexByte(kind[1:], '/'); i >= 0 {
 		kind = kind[:i+2]
 	}
@@ -258,6 +261,7 @@ func (s *State) changeService(key string, c store.Change) error {
 	if svc.invalid != nil {
 		svc.work = Workload{Hash: rec.Hash, Revision: rec.Revision}
 	}
+	svc.work.Replicas = max(0, svc.work.Replicas)
 	svc.work.Update = svc.work.Update.withDefaults(svc.work.Replicas)
 	svc.work.Namespace, svc.work.Name = svc.namespace, svc.name
 	return nil
