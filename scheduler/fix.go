@@ -152,8 +152,14 @@ func (g *Group) fixLoosen() []Fix {
 		}
 	}
 	try("maxPerNode", whyMaxPerNode, func(_ *index, sh *shape) { sh.req.MaxPerNode = 0 })
-	try("required affinity", whyAffinity, func(ix *index, _ *shape) { ix.blocked = nil })
-	try("required anti-affinity", whyAntiAffinity, func(ix *index, _ *shape) { ix.blocked = nil })
+	// A node is marked with the first relation that forbids it, so with more
+	// than one kind of them it can not be told what is left without one.
+	required := func(a Affinity) bool { return !a.Preferred }
+	near, away := slices.ContainsFunc(r.Affinity, required), slices.ContainsFunc(r.AntiAffinity, required)
+	if near != away && ix.refused[whyOthersAnti] == 0 && !g.c.othersRefuse(r) {
+		try("required affinity", whyAffinity, func(ix *index, _ *shape) { ix.blocked = nil })
+		try("required anti-affinity", whyAntiAffinity, func(ix *index, _ *shape) { ix.blocked = nil })
+	}
 	if n := ix.refused[whyFits]; g.shut && n > 0 {
 		for _, s := range r.Spread {
 			if s.MaxSkew > 0 {
