@@ -45,8 +45,10 @@ type container struct {
 	pidfd  int           // of the first process; -1 when it has exited
 	done   chan struct{} // closed by the waiter, once exit is set
 
-	mu   sync.Mutex
 	exit runtime.Exit
+
+	mu       sync.Mutex // guards pidfd and released
+	released bool       // the shim was given back
 }
 
 // save writes the record so that a reader sees all of it or none.
@@ -133,6 +135,17 @@ func (r *Runtime) finish(c *container, exit runtime.Exit) {
 	}
 	c.exit = exit
 	close(c.done)
+}
+
+// release gives the container's shim back, once.
+func (c *container) release(ctx context.Context, p *shimPool) {
+	c.mu.Lock()
+	first := !c.released
+	c.released = true
+	c.mu.Unlock()
+	if first {
+		p.release(ctx, c.shim)
+	}
 }
 
 func (c *container) closePidfd() {

@@ -84,10 +84,6 @@ var (
 	_ runtime.Importer = (*Runtime)(nil)
 )
 
-// ErrLocked is the error of Open for a root that another Runtime has open, in
-// this process or in another.
-var ErrLocked = errors.New("the root is in use by another runtime")
-
 // Open opens the runtime whose data is under opts.Root and adopts the
 // containers that run there. The errors wrap [ErrLocked] or are a
 // *[MissingBinaryError].

@@ -175,8 +175,21 @@ type execStreams struct {
 	in                    io.WriteCloser
 	out                   []io.ReadCloser
 	copies                sync.WaitGroup
+	writing               sync.Mutex
 	mu                    sync.Mutex
-	err                   error // of the caller's writers
+	err                   error // of the caller's writers; guarded by mu
+}
+
+// oneAtATime lets a caller give one writer for both outputs.
+type oneAtATime struct {
+	mu *sync.Mutex
+	w  io.Writer
+}
+
+func (w oneAtATime) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.w.Write(p)
 }
 
 func openStreams(ctx context.Context, dir string, exec runtime.Exec) (_ *execStreams, err error) {
@@ -213,9 +226,9 @@ func openStreams(ctx context.Context, dir string, exec runtime.Exec) (_ *execStr
 			return nil, err
 		}
 		s.out = append(s.out, f)
-		to := o.to
-		if to == nil {
-			to = io.Discard
+		to := io.Discard
+		if o.to != nil {
+			to = oneAtATime{&s.writing, o.to}
 		}
 		s.copies.Go(func() { s.copy(to, f) })
 	}

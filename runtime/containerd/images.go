@@ -5,6 +5,7 @@ package containerd
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 
@@ -72,6 +73,9 @@ func (r *Runtime) Import(ctx context.Context, archive io.Reader) ([]runtime.Imag
 		}
 		result = append(result, b.image)
 	}
+	if len(result) == 0 {
+		return nil, fmt.Errorf("import images: %w", &runtime.ArchiveError{Reason: "none of its images could be named"})
+	}
 	return result, nil
 }
 
@@ -83,8 +87,11 @@ func (r *Runtime) RemoveImage(ctx context.Context, ref string) error {
 		return fmt.Errorf("remove image %q: %w", ref, err)
 	}
 	defer done()
-	err = r.store.client.ImageService().Delete(r.store.with(ctx), ref, images.SynchronousDelete())
-	if err != nil && !errdefs.IsNotFound(err) {
+	img, err := r.store.get(r.store.with(ctx), ref)
+	if err == nil {
+		err = r.store.client.ImageService().Delete(r.store.with(ctx), img.Name, images.SynchronousDelete())
+	}
+	if err != nil && !errdefs.IsNotFound(err) && !errors.Is(err, runtime.ErrImageNotFound) {
 		return fmt.Errorf("remove image %q: %w", ref, err)
 	}
 	if err := r.store.forget(ctx, r.chainsInUse()); err != nil {

@@ -231,14 +231,27 @@ func (f *fetched) Seek(offset int64, whence int) (int64, error) {
 // lookup returns the unpacked image known by ref, or ErrImageNotFound.
 func (s *store) lookup(ctx context.Context, ref string) (*bundle, error) {
 	ctx = s.with(ctx)
-	img, err := s.client.ImageService().Get(ctx, ref)
-	if errdefs.IsNotFound(err) {
-		return nil, runtime.ErrImageNotFound
-	}
+	img, err := s.get(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
 	return s.unpacked(ctx, img, s.platform(img))
+}
+
+// get returns the image known by ref, or by its full name: archives of docker
+// save are imported under full names.
+func (s *store) get(ctx context.Context, ref string) (images.Image, error) {
+	img, err := s.client.ImageService().Get(ctx, ref)
+	if !errdefs.IsNotFound(err) {
+		return img, err
+	}
+	if named, parseErr := reference.ParseDockerRef(ref); parseErr == nil && named.String() != ref {
+		img, err = s.client.ImageService().Get(ctx, named.String())
+	}
+	if errdefs.IsNotFound(err) {
+		return img, runtime.ErrImageNotFound
+	}
+	return img, err
 }
 
 // platform is the one that the image was pulled for.

@@ -9,14 +9,17 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	goruntime "runtime"
 	"strings"
 	"sync"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	"github.com/orchestrate-go/orchestrate/runtime"
 )
@@ -249,5 +252,46 @@ func TestRemoveImageInUse(t *testing.T) {
 	}
 	if err := rt.Start(t.Context(), runtime.Spec{ID: "b", Image: testImage}); !errors.Is(err, runtime.ErrImageNotFound) {
 		t.Errorf("Start: got %v, want ErrImageNotFound", err)
+	}
+}
+
+// An archive of docker save is known by its short and its full name.
+func TestImportDockerSave(t *testing.T) {
+	rt := open(t, t.TempDir())
+	img, err := random.Image(1024, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := img.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	config = config.DeepCopy()
+	config.OS, config.Architecture = "linux", goruntime.GOARCH
+	if img, err = mutate.ConfigFile(img, config); err != nil {
+		t.Fatal(err)
+	}
+	tag, err := name.NewTag("app:7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var archive bytes.Buffer
+	if err := tarball.Write(tag, img, &archive); err != nil {
+		t.Fatal(err)
+	}
+	list, err := rt.Import(t.Context(), &archive)
+	if err != nil || len(list) != 1 {
+		t.Fatalf("got %v, %v; want one image", list, err)
+	}
+	for _, ref := range []string{"app:7", "docker.io/library/app:7"} {
+		if _, err := rt.Pull(t.Context(), ref, runtime.PullOptions{Policy: runtime.PullNever}); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := rt.RemoveImage(t.Context(), "app:7"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := rt.Pull(t.Context(), "app:7", runtime.PullOptions{Policy: runtime.PullNever}); !errors.Is(err, runtime.ErrImageNotFound) {
+		t.Errorf("after RemoveImage: got %v, want ErrImageNotFound", err)
 	}
 }

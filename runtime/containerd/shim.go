@@ -146,7 +146,8 @@ func (p *shimPool) start(ctx context.Context) (_ *shim, err error) {
 	cmd := exec.CommandContext(call, p.r.bin.shim,
 		"-namespace", namespace, "-id", id, "-address", p.eventsAddr(), "start")
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(),
+	// Not the program's own environment: there may be secrets in it.
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH")},
 		"GOMAXPROCS=2", "MAX_SHIM_VERSION=3", "NAMESPACE="+namespace,
 		"TTRPC_ADDRESS="+p.eventsAddr(), "GRPC_ADDRESS="+p.eventsAddr())
 	cmd.Stdin = bytes.NewReader(input)

@@ -283,8 +283,7 @@ func (r *Runtime) clear(id string, c *container) error {
 		// A shim that does not know the container may have been cut off in
 		// the middle of making it: runc can know it all the same.
 		deleted = err == nil
-		r.shims.release(ctx, c.shim)
-		c.shim = nil
+		c.release(ctx, r.shims)
 	}
 	if !deleted {
 		r.runcDelete(id)

@@ -24,7 +24,7 @@ type Options struct {
 }
 
 // Runtime is an in-memory [runtime.Runtime], [runtime.Execer],
-// [runtime.LogReader], [runtime.StatsReader] and [runtime.Importer]. It plays
+// [runtime.LogReader] and [runtime.StatsReader]. It plays
 // the machine: it outlives the agents that use it, so a test restarts an
 // agent by making a new one on the same Runtime.
 type Runtime struct {

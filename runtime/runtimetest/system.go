@@ -180,6 +180,22 @@ func systemCases() []testCase {
 			}
 			return nil
 		}},
+		{"terminal", func(e *env) error {
+			spec := e.spec("a", "print=seen", "error=both")
+			spec.Terminal = true
+			if err := e.startSpec(spec); err != nil {
+				return err
+			}
+			got, err := e.output("a")
+			if err != nil {
+				return err
+			}
+			// A terminal ends lines with a carriage return as well.
+			if text := strings.Join(got, ""); text != "seen\rboth\r" {
+				e.errorf("got %q: want both lines, on stdout", got)
+			}
+			return nil
+		}},
 		{"a group", func(e *env) error {
 			for _, id := range []string{"a", "b"} {
 				spec := e.spec(id, "ignore")
