@@ -63,6 +63,11 @@ func conflicts(rules []Rule) error {
 		}
 		virtual[r.Address] = r
 	}
+	for _, r := range published {
+		if other, both := virtual[r.HostIP]; both && r.HostIP.IsValid() {
+			return &ConflictError{Frontend: r.Frontend(), Services: []string{other.Service, r.Service}}
+		}
+	}
 	return nil
 }
 

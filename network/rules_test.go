@@ -56,6 +56,7 @@ func TestCanonicalRefuses(t *testing.T) {
 		{"same published", []network.Rule{{Service: "a", Protocol: "udp", Port: 80}, {Service: "b", Protocol: "udp", Port: 80}}, "udp *:80", ""},
 		{"published on all and on one", []network.Rule{{Service: "a", Port: 80}, {Service: "b", HostIP: addr("127.0.0.1"), Port: 80}}, "tcp 127.0.0.1:80", ""},
 		{"published on all of IPv4 and on one", []network.Rule{{Service: "a", HostIP: addr("0.0.0.0"), Port: 80}, {Service: "b", HostIP: addr("127.0.0.1"), Port: 80}}, "tcp 127.0.0.1:80", ""},
+		{"virtual and an address of the node", []network.Rule{{Service: "a", Address: vip, Port: 80}, {Service: "b", HostIP: vip, Port: 80}}, "tcp 10.96.0.1:80", ""},
 		{"no port", []network.Rule{{Service: "a", Address: vip}}, "", "port"},
 		{"protocol", []network.Rule{{Service: "a", Address: vip, Port: 1, Protocol: "sctp"}}, "", "protocol"},
 		{"both addresses", []network.Rule{{Service: "a", Address: vip, HostIP: vip, Port: 1}}, "", "host ip"},

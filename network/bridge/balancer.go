@@ -74,24 +74,11 @@ func (d *Driver) Program(ctx context.Context, rules []network.Rule) error {
 }
 
 func (d *Driver) program(rules []network.Rule) error {
-	next := make(map[frontend]network.Rule, len(rules))
-	var changed []frontend // new or other than before
+	next, changed, gone := d.balance.compare(rules)
 	var added []network.Rule
-	for _, r := range rules {
-		f := frontendOf(r)
-		next[f] = r
-		old, had := d.balance.rules[f]
-		if !had {
-			added = append(added, r)
-		}
-		if !had || !sameEndpoints(old, r) {
-			changed = append(changed, f)
-		}
-	}
-	var gone []frontend
-	for f := range d.balance.rules {
-		if _, stays := next[f]; !stays {
-			gone = append(gone, f)
+	for _, f := range changed {
+		if _, had := d.balance.rules[f]; !had {
+			added = append(added, next[f])
 		}
 	}
 	if err := d.checkListeners(added); err != nil {
@@ -119,6 +106,25 @@ func (d *Driver) program(rules []network.Rule) error {
 		err = d.replaceAll(next)
 	}
 	return err
+}
+
+// compare returns rules by frontend, which of them are new or other than
+// before, and which of before are gone.
+func (b *balance) compare(rules []network.Rule) (next map[frontend]network.Rule, changed, gone []frontend) {
+	next = make(map[frontend]network.Rule, len(rules))
+	for _, r := range rules {
+		f := frontendOf(r)
+		next[f] = r
+		if old, had := b.rules[f]; !had || !sameEndpoints(old, r) {
+			changed = append(changed, f)
+		}
+	}
+	for f := range b.rules {
+		if _, stays := next[f]; !stays {
+			gone = append(gone, f)
+		}
+	}
+	return next, changed, gone
 }
 
 // sameEndpoints reports whether two rules of one frontend do the same.
@@ -170,29 +176,8 @@ func (d *Driver) replaceAll(next map[frontend]network.Rule) error {
 
 // change writes what is different.
 func (d *Driver) change(next map[frontend]network.Rule, changed, gone []frontend) error {
-	chains, counts := maps.Clone(d.balance.chains), map[netip.Addr]int{}
-	e := newEdit()
-	var now, before []network.Rule
-	for _, f := range slices.Concat(changed, gone) {
-		if old, had := d.balance.rules[f]; had {
-			e.take(elementsOf(old))
-			count(counts, old, -1)
-			before = append(before, old)
-		}
-		if r, has := next[f]; has {
-			e.put(elementsOf(r))
-			count(counts, r, 1)
-			now = append(now, r)
-		}
-	}
-	for addr, n := range counts {
-		switch had := d.balance.hairpin[addr]; {
-		case had == 0 && n > 0:
-			e.put(hairpin(addr))
-		case had > 0 && had+n == 0:
-			e.take(hairpin(addr))
-		}
-	}
+	e, counts := d.balance.edit(next, changed, gone)
+	chains := maps.Clone(d.balance.chains)
 	c, err := d.table.open()
 	if err != nil {
 		return err
@@ -203,6 +188,15 @@ func (d *Driver) change(next map[frontend]network.Rule, changed, gone []frontend
 	if err := d.table.flush(c); err != nil {
 		return err
 	}
+	var now, before []network.Rule
+	for _, f := range slices.Concat(changed, gone) {
+		if old, had := d.balance.rules[f]; had {
+			before = append(before, old)
+		}
+		if r, has := next[f]; has {
+			now = append(now, r)
+		}
+	}
 	d.balance.rules, d.balance.chains = next, chains
 	for addr, n := range counts {
 		if d.balance.hairpin[addr] += n; d.balance.hairpin[addr] == 0 {
@@ -210,6 +204,31 @@ func (d *Driver) change(next map[frontend]network.Rule, changed, gone []frontend
 		}
 	}
 	return d.forgetFlows(now, before, false)
+}
+
+// edit returns what to take from the table and put into it when rules become
+// next, and the change of the hairpin counts.
+func (b *balance) edit(next map[frontend]network.Rule, changed, gone []frontend) (*edit, map[netip.Addr]int) {
+	e, counts := newEdit(), map[netip.Addr]int{}
+	for _, f := range slices.Concat(changed, gone) {
+		if old, had := b.rules[f]; had {
+			e.take(elementsOf(old))
+			count(counts, old, -1)
+		}
+		if r, has := next[f]; has {
+			e.put(elementsOf(r))
+			count(counts, r, 1)
+		}
+	}
+	for addr, n := range counts {
+		switch had := b.hairpin[addr]; {
+		case had == 0 && n > 0:
+			e.put(hairpin(addr))
+		case had > 0 && had+n == 0:
+			e.take(hairpin(addr))
+		}
+	}
+	return e, counts
 }
 
 // count adds a rule's endpoints to counts, or takes them off.
@@ -306,24 +325,36 @@ func newEdit() *edit { return &edit{map[element]value{}, map[element]value{}} }
 func (e *edit) take(elements map[element]value) { maps.Copy(e.old, elements) }
 func (e *edit) put(elements map[element]value)  { maps.Copy(e.new, elements) }
 
+// difference leaves out what is taken and put back as it was.
+func (e *edit) difference() (gone, come map[element]value) {
+	gone, come = map[element]value{}, map[element]value{}
+	for el, v := range e.old {
+		if now, stays := e.new[el]; !stays || now != v {
+			gone[el] = v
+		}
+	}
+	for el, v := range e.new {
+		if old, had := e.old[el]; !had || old != v {
+			come[el] = v
+		}
+	}
+	return gone, come
+}
+
 // apply adds an edit to a transaction: what goes first, then the chains that
 // are needed and not in chains yet, then what comes.
 func (t *table) apply(c *nftables.Conn, e *edit, chains map[string]bool) error {
+	gone, come := e.difference()
 	del, add := map[string][]nftables.SetElement{}, map[string][]nftables.SetElement{}
-	for el, v := range e.old {
-		if now, stays := e.new[el]; !stays || now != v {
-			del[el.set] = append(del[el.set], nftables.SetElement{Key: []byte(el.key)})
-		}
+	for el := range gone {
+		del[el.set] = append(del[el.set], nftables.SetElement{Key: []byte(el.key)})
 	}
 	for set, elements := range del {
 		if err := t.del(c, set, elements); err != nil {
 			return err
 		}
 	}
-	for el, v := range e.new {
-		if old, had := e.old[el]; had && old == v {
-			continue
-		}
+	for el, v := range come {
 		add[el.set] = append(add[el.set], v.element(el.key))
 		if name := v.chain.chain(); v.chain.n > 0 && !chains[name] {
 			chains[name] = true

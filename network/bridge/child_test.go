@@ -16,6 +16,8 @@ func childMain() {
 	switch mode := os.Getenv(childEnv); mode {
 	case "serve":
 		err = serveChild()
+	case "attach":
+		err = attachChild()
 	default:
 		err = fmt.Errorf("unknown mode %q", mode)
 	}

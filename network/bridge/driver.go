@@ -143,6 +143,9 @@ func (d *Driver) open() (err error) {
 	d.table = newTable(d.options.ID, d.hostNS)
 	_, err = os.Stat("/proc/sys/net/bridge")
 	d.bridged = err == nil
+	if err := d.sweepNamespaces(); err != nil {
+		return err
+	}
 	return d.load()
 }
 

@@ -151,3 +151,23 @@ func (d *Driver) List(ctx context.Context) ([]string, error) {
 	}
 	return ids, nil
 }
+
+// sweepNamespaces removes the files on which nothing is mounted: a kill came
+// between the two, or the machine was started anew.
+func (d *Driver) sweepNamespaces() error {
+	entries, err := os.ReadDir(d.options.NetNSDir)
+	if err != nil {
+		return fmt.Errorf("list network namespaces: %w", err)
+	}
+	for _, e := range entries {
+		path := filepath.Join(d.options.NetNSDir, e.Name())
+		info, err := os.Lstat(path)
+		if err != nil || !info.Mode().IsRegular() || info.Size() > 0 || isNamespace(path) {
+			continue // gone, or not made by Create
+		}
+		if err := ignoreMissing(os.Remove(path)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
