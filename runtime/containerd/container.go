@@ -34,6 +34,8 @@ type record struct {
 	Started  time.Time
 	PID      int
 	Exit     *runtime.Exit // once it has exited
+	// Task is its ID in its shim; ID when empty.
+	Task string `json:",omitempty"`
 }
 
 const recordFile = "container.json"
@@ -63,6 +65,8 @@ func (r *Runtime) save(rec record) error {
 	}
 	return os.Rename(path+".new", path)
 }
+
+func (c *container) task() string { return firstOf(c.record.Task, c.record.ID) }
 
 func (c *container) exited() bool {
 	select {

@@ -58,6 +58,7 @@ type Runtime struct {
 	cgroups     cgroupTree
 
 	lock   *os.File
+	engine engine
 	store  *store
 	shims  *shimPool
 	logs   *logWatch
@@ -71,6 +72,19 @@ type Runtime struct {
 	starting   map[string]*turn      // who may change a container, by ID
 	chains     map[string]int        // layers that starts under way use, by chain ID
 	calls      sync.WaitGroup        // calls under way, that Close waits for
+}
+
+// engine makes and deletes the containers of a Runtime: by shims of its own,
+// which the Runtime itself does, or by a containerd that runs.
+type engine interface {
+	// start makes and runs a container. The caller has its turn. Nothing is
+	// left of one that cannot be started.
+	start(ctx context.Context, spec runtime.Spec) error
+	// clear deletes all that start makes, as far as it is there. The
+	// container is nil when nothing is known of it but its ID.
+	clear(id string, c *container) error
+	// detach lets go of the containers, which run on.
+	detach() error
 }
 
 // turn is held by the one call that changes a container.
@@ -103,6 +117,7 @@ func Open(opts Options) (*Runtime, error) {
 		root: root, state: opts.State, opts: opts, log: opts.Logger,
 		containers: map[string]*container{}, starting: map[string]*turn{}, chains: map[string]int{},
 	}
+	r.engine = r
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -186,20 +201,24 @@ func (r *Runtime) Close() error {
 	r.calls.Wait()
 	r.cancel()
 	r.wg.Wait()
-	live := len(r.containers)
-	used := map[string]bool{}
-	for _, c := range r.containers {
-		used[c.record.Shim] = true
-	}
-	r.shims.close(used)
-	err := errors.Join(r.logs.close(), r.store.close())
-	if live == 0 {
+	err := errors.Join(r.engine.detach(), r.logs.close(), r.store.close())
+	if len(r.containers) == 0 {
 		// Nothing runs: leave nothing in the tmpfs and no cgroup.
 		r.cgroups.removeRoot()
 		err = errors.Join(err, os.RemoveAll(r.state))
 		os.Remove(filepath.Dir(r.state)) // when it was the last one
 	}
 	return errors.Join(err, r.lock.Close())
+}
+
+// detach implements engine.
+func (r *Runtime) detach() error {
+	used := map[string]bool{}
+	for _, c := range r.containers {
+		used[c.record.Shim] = true
+	}
+	r.shims.close(used)
+	return nil
 }
 
 // enter counts a call that uses the store or changes a container. Close waits

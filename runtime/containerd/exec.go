@@ -84,10 +84,10 @@ func (r *Runtime) exec(ctx context.Context, id string, exec runtime.Exec) (int, 
 
 	// A call of the shim that is given up goes on in the shim. So the context
 	// ends the process instead, and with it the calls.
-	tasks := c.shim.tasks
+	tasks, task := c.shim.tasks, c.task()
 	call := context.WithoutCancel(ctx)
 	if _, err := tasks.Exec(call, &taskapi.ExecProcessRequest{
-		ID: id, ExecID: execID, Terminal: exec.Terminal, Spec: spec,
+		ID: task, ExecID: execID, Terminal: exec.Terminal, Spec: spec,
 		Stdin: streams.stdin, Stdout: streams.stdout, Stderr: streams.stderr,
 	}); err != nil {
 		return 0, execError(c, err)
@@ -95,22 +95,22 @@ func (r *Runtime) exec(ctx context.Context, id string, exec runtime.Exec) (int, 
 	deleted := false
 	defer func() {
 		if !deleted {
-			tasks.Delete(call, &taskapi.DeleteRequest{ID: id, ExecID: execID})
+			tasks.Delete(call, &taskapi.DeleteRequest{ID: task, ExecID: execID})
 		}
 	}()
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
-	if _, err := tasks.Start(call, &taskapi.StartRequest{ID: id, ExecID: execID}); err != nil {
+	if _, err := tasks.Start(call, &taskapi.StartRequest{ID: task, ExecID: execID}); err != nil {
 		return 0, execError(c, err)
 	}
 	streams.copyStdin(exec.Stdin, func() {
-		tasks.CloseIO(call, &taskapi.CloseIORequest{ID: id, ExecID: execID, Stdin: true})
+		tasks.CloseIO(call, &taskapi.CloseIORequest{ID: task, ExecID: execID, Stdin: true})
 	})
 	stop := context.AfterFunc(ctx, func() {
-		tasks.Kill(call, &taskapi.KillRequest{ID: id, ExecID: execID, Signal: uint32(unix.SIGKILL)})
+		tasks.Kill(call, &taskapi.KillRequest{ID: task, ExecID: execID, Signal: uint32(unix.SIGKILL)})
 	})
-	resp, err := tasks.Wait(call, &taskapi.WaitRequest{ID: id, ExecID: execID})
+	resp, err := tasks.Wait(call, &taskapi.WaitRequest{ID: task, ExecID: execID})
 	stop()
 	if err != nil {
 		return 0, execError(c, err)
@@ -121,7 +121,7 @@ func (r *Runtime) exec(ctx context.Context, id string, exec runtime.Exec) (int, 
 	// Deleting waits for the shim's end of the output, for two seconds at
 	// most: a process left in the background may hold it for ever.
 	deleted = true
-	if _, err := tasks.Delete(call, &taskapi.DeleteRequest{ID: id, ExecID: execID}); err != nil && !errdefs.IsNotFound(errgrpc.ToNative(err)) && !c.exited() {
+	if _, err := tasks.Delete(call, &taskapi.DeleteRequest{ID: task, ExecID: execID}); err != nil && !errdefs.IsNotFound(errgrpc.ToNative(err)) && !c.exited() {
 		return 0, execError(c, err)
 	}
 	return int(resp.ExitStatus), streams.wait()

@@ -44,7 +44,7 @@ func (r *Runtime) Start(ctx context.Context, spec runtime.Spec) error {
 			return wrap("start container", spec.ID, fmt.Errorf("replace the old one: %w", err))
 		}
 	}
-	if err := r.start(ctx, spec); err != nil {
+	if err := r.engine.start(ctx, spec); err != nil {
 		if ctx.Err() != nil {
 			err = ctx.Err()
 		}
@@ -248,7 +248,7 @@ func (r *Runtime) remove(ctx context.Context, c *container) error {
 	case <-r.ctx.Done():
 		return runtime.ErrClosed
 	}
-	if err := r.clear(c.record.ID, c); err != nil {
+	if err := r.engine.clear(c.record.ID, c); err != nil {
 		return err
 	}
 	r.mu.Lock()

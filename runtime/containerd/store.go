@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/containerd/v2/core/diff/apply"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/metadata"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/rootfs"
@@ -64,9 +65,10 @@ type store struct {
 type bundle struct {
 	image  runtime.Image
 	config ocispec.ImageConfig
-	chain  string   // chain ID of its layers
-	lower  []string // overlay's lower folders, the top one first
-	extra  []string // overlay's further mount options
+	chain  string        // chain ID of its layers
+	lower  []string      // overlay's lower folders, the top one first
+	extra  []string      // overlay's further mount options
+	mounts []mount.Mount // instead of lower, of another snapshotter than overlay
 	users  *userTable
 }
 
@@ -298,7 +300,8 @@ func (s *store) mountOptions(ctx context.Context, b *bundle) error {
 		return fmt.Errorf("view of the image: %w", err)
 	}
 	if len(mounts) != 1 {
-		return fmt.Errorf("view of the image: %d mounts, want 1", len(mounts))
+		b.mounts = mounts
+		return nil
 	}
 	switch m := mounts[0]; m.Type {
 	case "bind":
@@ -312,7 +315,7 @@ func (s *store) mountOptions(ctx context.Context, b *bundle) error {
 			}
 		}
 	default:
-		return fmt.Errorf("view of the image: mount of type %q, want overlay or bind", m.Type)
+		b.mounts = mounts // to be mounted when a file of it is looked for
 	}
 	return nil
 }

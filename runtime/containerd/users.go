@@ -4,6 +4,7 @@ package containerd
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -35,12 +37,27 @@ func (b *bundle) user(want string) (specs.User, error) {
 	if u, ok := t.known[want]; ok {
 		return u, nil
 	}
-	u, err := resolveUser(want, func(name string) ([][]string, error) { return readTable(b.lower, name) })
+	var u specs.User
+	err := b.withLayers(func(layers []string) (err error) {
+		u, err = resolveUser(want, func(name string) ([][]string, error) { return readTable(layers, name) })
+		return err
+	})
 	if err != nil {
 		return u, err
 	}
 	t.known[want] = u
 	return u, nil
+}
+
+// withLayers calls do with the folders of the image's layers, the top one
+// first, or with the one folder where all of them are mounted meanwhile.
+func (b *bundle) withLayers(do func(layers []string) error) error {
+	if len(b.mounts) == 0 {
+		return do(b.lower)
+	}
+	return mount.WithReadonlyTempMount(context.Background(), b.mounts, func(root string) error {
+		return do([]string{root})
+	})
 }
 
 func resolveUser(want string, table func(name string) ([][]string, error)) (specs.User, error) {
