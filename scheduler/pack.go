@@ -74,6 +74,9 @@ func (g *Group) plannable() bool {
 // planned node does not fit after all.
 func (g *Group) follow() bool {
 	c := g.c
+	if c.othersRefuse(g.r) {
+		return false // static rules are not all there is
+	}
 	g.ix = &index{c: c, st: g.st, sh: g.sh, svc: g.sh.svc, static: c.static(g.sh)}
 	g.picks = c.picks[:0]
 	winner := g.candidate(g.plan[0])
