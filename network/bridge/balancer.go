@@ -168,7 +168,7 @@ func (d *Driver) replaceAll(next map[frontend]network.Rule) error {
 		return err
 	}
 	if fresh {
-		d.table.note(loopback6)
+		d.table.note(loopback6, "") // written, but not from here on known
 	}
 	d.balance = after
 	return d.forgetFlows(slices.Collect(maps.Values(next)), nil, true)

@@ -263,3 +263,12 @@ func connectionRate(b *testing.B, ns *os.File, to string) float64 {
 	wg.Wait()
 	return float64(made.Load()) / time.Since(begun).Seconds()
 }
+
+// A network that is as it should be.
+func BenchmarkEnsureAgain(b *testing.B) {
+	w := newWorld(b)
+	w.ensure(front)
+	for b.Loop() {
+		w.ensure(front)
+	}
+}

@@ -3,6 +3,7 @@
 package bridge
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -33,6 +34,7 @@ type table struct {
 
 	mu        sync.Mutex // guards what follows
 	loopback6 bool       // whether ports are published at ::1
+	networks  string     // what was written about networks, in any one form
 }
 
 func newTable(id string, netNS *os.File) *table {
@@ -131,9 +133,17 @@ func (t *table) flush(c *nftables.Conn) error {
 // setNetworks makes the sets about networks say what they should, in one
 // transaction.
 func (t *table) setNetworks(nets []*segment, loopback6 bool) error {
-	c, _, err := t.begin()
+	slices.SortFunc(nets, func(a, b *segment) int { return cmp.Compare(a.Name, b.Name) })
+	want := fmt.Sprint(networkElements(nets, loopback6))
+	c, fresh, err := t.begin()
 	if err != nil {
 		return err
+	}
+	t.mu.Lock()
+	same := t.networks == want
+	t.mu.Unlock()
+	if same && !fresh {
+		return nil // a transaction waits for the last one's clean-up, 10 ms and more
 	}
 	if err := t.addNetworks(c, nets, loopback6); err != nil {
 		return err
@@ -141,13 +151,13 @@ func (t *table) setNetworks(nets []*segment, loopback6 bool) error {
 	if err := t.flush(c); err != nil {
 		return err
 	}
-	t.note(loopback6)
+	t.note(loopback6, want)
 	return nil
 }
 
-func (t *table) note(loopback6 bool) {
+func (t *table) note(loopback6 bool, networks string) {
 	t.mu.Lock()
-	t.loopback6 = loopback6
+	t.loopback6, t.networks = loopback6, networks
 	t.mu.Unlock()
 }
 
