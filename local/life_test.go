@@ -578,3 +578,38 @@ func TestDestroy(t *testing.T) {
 		t.Errorf("second Destroy: got %v, want nil", err)
 	}
 }
+
+// Destroy waits also for what was removed before, and is on its way out.
+func TestDestroyWhileStopping(t *testing.T) {
+	root := t.TempDir()
+	dir := newFolder(t)
+	f := openAt(t, dir, WithBindRoots(root))
+	s := silent("web", "stay")
+	s.StopGrace = time.Second
+	s.Containers[0].Mounts = []orchestrate.Mount{{Target: "/data", Volume: "lines"}, {Target: "/root", Bind: root}}
+	up(t, f, s)
+	if err := f.Remove(t.Context(), "web"); err != nil {
+		t.Fatal(err)
+	}
+	destroy(t, f)
+	nothingLeft(t, dir)
+}
+
+// A fleet that was killed in the middle of anything can be destroyed at once.
+func TestDestroyWhatIsOrphaned(t *testing.T) {
+	root := t.TempDir()
+	dir := newFolder(t)
+	f := openAt(t, dir, WithBindRoots(root))
+	s := silent("web", "stay")
+	s.Containers[0].Mounts = []orchestrate.Mount{{Target: "/data", Volume: "lines"}, {Target: "/root", Bind: root}}
+	up(t, f, s)
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// All memory of the task is lost, and the containers run.
+	if err := os.Remove(filepath.Join(dir, "state.db")); err != nil {
+		t.Fatal(err)
+	}
+	destroy(t, openAt(t, dir, WithBindRoots(root)))
+	nothingLeft(t, dir)
+}

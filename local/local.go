@@ -230,56 +230,6 @@ func (f *Fleet) release() error {
 	return errors.Join(errs...)
 }
 
-// Destroy removes every service and network, waits until nothing of them is
-// left, closes the fleet and deletes its folder: state, images, logs, and the
-// data of all volumes. When it returns nil, the machine is as if the fleet had
-// never been, and a second call does nothing. After an error, open the fleet
-// again to go on.
-func (f *Fleet) Destroy(ctx context.Context) error {
-	f.mu.Lock()
-	destroyed := f.destroyed
-	f.mu.Unlock()
-	if destroyed {
-		return nil
-	}
-	services, err := f.List(ctx, "")
-	if err != nil {
-		return err
-	}
-	var names []string
-	for _, s := range services {
-		names = append(names, s.Namespace+"/"+s.Name)
-	}
-	if err := f.Remove(ctx, names...); err != nil {
-		return err
-	}
-	for _, name := range names {
-		if _, err := f.Wait(ctx, name); err != nil && !errors.Is(err, orchestrate.ErrNotFound) {
-			return fmt.Errorf("wait for the end of %s: %w", name, err)
-		}
-	}
-	f.stop()
-	err = errors.Join(f.Err(), f.network.Purge(ctx), f.removeVolumes(ctx))
-	if err := errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("destroy fleet in %q: %w", f.dir, err)
-	}
-	if err := os.RemoveAll(f.dir); err != nil {
-		return err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.destroyed = true
-	return nil
-}
-
-func (f *Fleet) removeVolumes(ctx context.Context) error {
-	volumes, err := f.volumes.List(ctx)
-	for _, v := range volumes {
-		err = errors.Join(err, f.volumes.Remove(ctx, v.Name))
-	}
-	return err
-}
-
 // Import makes images of a local OCI or "docker save" archive present, so that
 // services can name them; see [runtime.Importer].
 func (f *Fleet) Import(ctx context.Context, archive io.Reader) ([]runtime.Image, error) {

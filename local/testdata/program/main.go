@@ -10,6 +10,7 @@
 //	fill=PATH       writes 4 MiB to a file
 //	get=URL         fails unless the answer's status is 200
 //	wait            for SIGTERM
+//	stay            until SIGKILL
 //	serve           answer HTTP on port 8080 until SIGTERM, see serve
 //	exit=N          exit at once with that code
 package main
@@ -85,6 +86,10 @@ func do(ctx context.Context, word, value string) error {
 		}
 	case "wait":
 		<-ctx.Done()
+	case "stay":
+		for {
+			time.Sleep(time.Hour)
+		}
 	case "serve":
 		return serve(ctx)
 	case "exit":

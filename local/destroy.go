@@ -1,0 +1,133 @@
+//go:build linux
+
+package local
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/orchestrate-go/orchestrate"
+	"github.com/orchestrate-go/orchestrate/volume"
+)
+
+// Destroy removes every service and network, waits until nothing of them is
+// left, closes the fleet and deletes its folder: state, images, logs, and the
+// data of all volumes. When it returns nil, the machine is as if the fleet had
+// never been, and a second call does nothing. After an error, open the fleet
+// again to go on.
+func (f *Fleet) Destroy(ctx context.Context) error {
+	f.mu.Lock()
+	destroyed := f.destroyed
+	f.mu.Unlock()
+	if destroyed {
+		return nil
+	}
+	if err := f.removeServices(ctx); err != nil {
+		return err
+	}
+	f.stop()
+	err := errors.Join(f.Err(), f.clear(ctx))
+	if err := errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("destroy fleet in %q: %w", f.dir, err)
+	}
+	if err := removeFolder(f.dir); err != nil {
+		return fmt.Errorf("destroy fleet in %q: %w", f.dir, err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.destroyed = true
+	return nil
+}
+
+// removeServices removes all services, and waits for their ends and those of
+// services that were removed before.
+func (f *Fleet) removeServices(ctx context.Context) error {
+	services, err := f.List(ctx, "")
+	if err != nil {
+		return err
+	}
+	tasks, err := f.Tasks(ctx, "")
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, s := range services {
+		names = append(names, s.Namespace+"/"+s.Name)
+	}
+	if err := f.Remove(ctx, names...); err != nil {
+		return err
+	}
+	for _, t := range tasks {
+		names = append(names, t.Namespace+"/"+t.Service)
+	}
+	for _, name := range names {
+		if _, err := f.Wait(ctx, name); err != nil && !errors.Is(err, orchestrate.ErrNotFound) {
+			return fmt.Errorf("wait for the end of %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// clear removes what is in the kernel and all volumes: also what belongs to a
+// task that nobody knows any more, and that the agent had no time to release.
+func (f *Fleet) clear(ctx context.Context) error {
+	containers, err := f.runtime.List(ctx, nil)
+	errs := []error{err}
+	for _, c := range containers {
+		errs = append(errs, f.runtime.Remove(ctx, c.ID))
+	}
+	errs = append(errs, f.network.Purge(ctx))
+	binds, err := f.volumes.Binds(ctx)
+	errs = append(errs, err)
+	for _, b := range binds {
+		errs = append(errs, f.volumes.Unbind(ctx, b))
+	}
+	volumes, err := f.volumes.List(ctx)
+	errs = append(errs, err)
+	for _, v := range volumes {
+		for _, task := range v.Tasks {
+			errs = append(errs, f.volumes.Unmount(ctx, volume.Mount{Volume: v.Name, Task: task}))
+		}
+		errs = append(errs, f.volumes.Remove(ctx, v.Name))
+	}
+	return errors.Join(errs...)
+}
+
+// removeFolder deletes a folder with all that is in it, but nothing through a
+// mount: that could be a path of the host, bound for a container.
+func removeFolder(dir string) error {
+	real, err := filepath.EvalSymlinks(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	file, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	lines := bufio.NewScanner(file)
+	for lines.Scan() {
+		// proc_pid_mountinfo(5): the fifth field is the mount point, with
+		// blanks and backslashes in octal.
+		fields := strings.Fields(lines.Text())
+		if len(fields) > 4 && strings.HasPrefix(unescape(fields[4]), real+"/") {
+			return fmt.Errorf("something is still mounted on %s; unmount it and remove the folder", unescape(fields[4]))
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
+var octal = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+
+func unescape(path string) string { return octal.Replace(path) }
