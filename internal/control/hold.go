@@ -29,16 +29,16 @@ func (v *view) hold() {
 			spare++ // of those that serve, how many may be stopped first
 		}
 	}
+	gone := v.bereft()
 	for _, t := range v.tasks {
 		heir := v.heir(t)
 		switch {
 		case t.over() || t.lost():
-			heir = v.successor(t)
-			if v.proven(t) && !dismissed(t) && heir == nil {
+			if gone[t.rec.Slot] == t {
 				v.startIn(t.rec.Slot, t)
 			} else if t.over() || t.node.rec == nil {
 				v.removes = append(v.removes, t)
-			} else if heir != nil {
+			} else if v.successor(t) != nil {
 				v.stop(t, record.ReasonNodeLost)
 			}
 		case !t.live():
@@ -64,6 +64,21 @@ func (v *view) hold() {
 			v.startIn(t.rec.Slot, t)
 		}
 	}
+}
+
+// bereft returns by slot the task that is gone and is to have a copy: the latest
+// of those that deserve one, if there are several.
+func (v *view) bereft() map[int]*task {
+	gone := map[int]*task{}
+	for _, t := range v.tasks {
+		if !t.over() && !t.lost() || !v.proven(t) || dismissed(t) || v.successor(t) != nil {
+			continue
+		}
+		if o := gone[t.rec.Slot]; o == nil || !t.rec.Created.Before(o.rec.Created) {
+			gone[t.rec.Slot] = t
+		}
+	}
+	return gone
 }
 
 // successor is the task that has taken t's place, if there is one: a later one

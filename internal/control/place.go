@@ -121,6 +121,9 @@ func (v *view) task(st start, id, node string) record.Task {
 	t.ID, t.Node, t.Slot = id, node, st.slot
 	t.Namespace, t.Service = v.work.Namespace, v.work.Name
 	t.Created, t.Stop, t.Frontend = v.now, nil, v.work.fronted()
+	if st.from != nil && !t.Created.After(st.from.rec.Created) {
+		t.Created = st.from.rec.Created.Add(1) // a copy is known by being later
+	}
 	t.Request.Namespace, t.Request.Service = t.Namespace, t.Service
 	t.Request.Count, t.Request.Tasks, t.Request.Avoid, t.Request.Failures = 1, nil, nil, nil
 	return t

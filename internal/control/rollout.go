@@ -94,7 +94,14 @@ func (v *view) count() (hopeless bool) {
 			continue
 		}
 		s := v.rollout.Slots[t.rec.Slot]
-		v.setSlot(t.rec.Slot, record.Slot{Failures: s.Failures + 1, Last: v.now, Node: t.rec.Node, Task: t.rec.ID})
+		counted := record.Slot{Failures: s.Failures + 1, Last: v.now, Node: t.rec.Node, Task: t.rec.ID}
+		for _, o := range v.slot(t.rec.Slot).tasks {
+			// Of two, the later one is remembered: its record may be kept, see hold.
+			if o.rec.ID == s.Task && o.over() && o.rec.Created.After(t.rec.Created) {
+				counted.Task = s.Task
+			}
+		}
+		v.setSlot(t.rec.Slot, counted)
 		v.failed = append(v.failed, t)
 		if v.rollout.State == record.Progressing && t.rec.Hash == v.work.Hash {
 			f := failure(t)
