@@ -113,18 +113,23 @@ func Open(opts Options) (*Runtime, error) {
 		// They part overlayfs's mount options.
 		return nil, fmt.Errorf("open runtime: root %q: want a path without comma, colon and backslash", root)
 	}
-	r := &Runtime{
-		root: root, state: opts.State, opts: opts, log: opts.Logger,
-		containers: map[string]*container{}, starting: map[string]*turn{}, chains: map[string]int{},
-	}
+	r := newRuntime(root, opts)
 	r.engine = r
-	if r.log == nil {
-		r.log = slog.New(slog.DiscardHandler)
-	}
 	if err := r.open(); err != nil {
 		return nil, fmt.Errorf("open runtime %s: %w", root, err)
 	}
 	return r, nil
+}
+
+func newRuntime(root string, opts Options) *Runtime {
+	r := &Runtime{
+		root: root, state: opts.State, opts: opts, log: opts.Logger,
+		containers: map[string]*container{}, starting: map[string]*turn{}, chains: map[string]int{},
+	}
+	if r.log == nil {
+		r.log = slog.New(slog.DiscardHandler)
+	}
+	return r
 }
 
 func (r *Runtime) open() (err error) {

@@ -174,15 +174,23 @@ func (p *shimPool) socket(id string) string {
 	return filepath.Join(p.sockets(), hex.EncodeToString(sum[:]))
 }
 
-func (p *shimPool) connect(id string) (*shim, error) {
+func dialShim(id, socket string) (*shim, error) {
 	// A connection to a unix socket succeeds or fails at once.
-	conn, err := net.DialTimeout("unix", p.socket(id), 5*time.Second)
+	conn, err := net.DialTimeout("unix", socket, 5*time.Second)
 	if err != nil {
 		return nil, fmt.Errorf("connect to shim %s: %w", id, err)
 	}
 	s := &shim{id: id, closed: make(chan struct{})}
 	s.conn = ttrpc.NewClient(conn, ttrpc.WithOnClose(func() { close(s.closed) }))
 	s.tasks = taskapi.NewTTRPCTaskClient(s.conn)
+	return s, nil
+}
+
+func (p *shimPool) connect(id string) (*shim, error) {
+	s, err := dialShim(id, p.socket(id))
+	if err != nil {
+		return nil, err
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.shims[id] = s

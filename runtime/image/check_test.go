@@ -160,7 +160,7 @@ func check(t testing.TB, archive []byte, limits image.Limits) error {
 
 func TestCheckRefuses(t *testing.T) {
 	good := tarOf(t, file("a", []byte("x")))
-	zeros := gz(t, tarOf(t, file("zeros", make([]byte, 80<<20))))
+	zeros := gz(t, tarOf(t, file("zeros", make([]byte, 70<<20))))
 	for name, test := range map[string]struct {
 		archive []byte
 		limits  image.Limits
@@ -207,7 +207,7 @@ func TestCheckRefuses(t *testing.T) {
 		"hard link through link": {layout{layer: tarOf(t, link("a", "/etc", tar.TypeSymlink), link("b", "a/shadow", tar.TypeLink))}.bytes(t), image.Limits{}, "through the link"},
 		"layer's entries":        {layout{layer: tarOf(t, file("a", nil), file("b", nil), file("c", nil), file("d", nil), file("e", nil), file("f", nil))}.bytes(t), image.Limits{Entries: 5}, "entries"},
 		"layer bomb":             {layout{layer: zeros, layerType: "application/vnd.oci.image.layer.v1.tar+gzip"}.bytes(t), image.Limits{}, "times larger"},
-		"archive bomb":           {gz(t, tarOf(t, file("zeros", make([]byte, 80<<20)))), image.Limits{}, "times larger"},
+		"archive bomb":           {zeros, image.Limits{}, "times larger"},
 		"layer too large":        {layout{layer: good}.bytes(t), image.Limits{Unpacked: 600}, "more than 600 bytes"},
 		"docker without images":  {tarOf(t, file("manifest.json", []byte("[]"))), image.Limits{}, "no image"},
 		"docker climbs":          {tarOf(t, file("manifest.json", []byte(`[{"Config":"../../etc/passwd"}]`))), image.Limits{}, "not a path"},

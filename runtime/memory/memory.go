@@ -24,9 +24,9 @@ type Options struct {
 }
 
 // Runtime is an in-memory [runtime.Runtime], [runtime.Execer],
-// [runtime.LogReader] and [runtime.StatsReader]. It plays
-// the machine: it outlives the agents that use it, so a test restarts an
-// agent by making a new one on the same Runtime.
+// [runtime.LogReader] and [runtime.StatsReader]. It plays the machine: it
+// outlives the agents that use it, so a test restarts an agent by making a new
+// one on the same Runtime.
 type Runtime struct {
 	opts Options
 

@@ -8,9 +8,13 @@ import (
 	"testing/synctest"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/orchestrate-go/orchestrate/runtime"
 	"github.com/orchestrate-go/orchestrate/runtime/memory"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func start(t *testing.T, rt *memory.Runtime, id, image string) {
 	t.Helper()

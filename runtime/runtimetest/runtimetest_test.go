@@ -7,10 +7,14 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/orchestrate-go/orchestrate/runtime"
 	"github.com/orchestrate-go/orchestrate/runtime/memory"
 	"github.com/orchestrate-go/orchestrate/runtime/runtimetest"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const image = "orchestrate.test/program:1"
 

@@ -1,0 +1,268 @@
+//go:build linux
+
+package containerd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	daemonapi "github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/sandbox"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/identifiers"
+	"github.com/containerd/containerd/v2/pkg/labels"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/typeurl/v2"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/orchestrate-go/orchestrate/runtime"
+)
+
+const (
+	// labelRoot marks the daemon's containers that belong to a Client, with
+	// its Root.
+	labelRoot = "orchestrate.root"
+	// recordExtension is where a container carries its record.
+	recordExtension = "orchestrate.record"
+)
+
+// taskName is what the daemon knows a container by. It takes no two
+// separators in succession, as in "a--b", which an ID may have.
+func taskName(id string) string {
+	if identifiers.Validate(id) == nil {
+		return id
+	}
+	return "id-" + shortHash(id)
+}
+
+// start implements engine.
+func (cl *Client) start(ctx context.Context, spec runtime.Spec) (err error) {
+	r := cl.r
+	b, release, err := r.useImage(ctx, spec.Image)
+	if err != nil {
+		return fmt.Errorf("image %q: %w", spec.Image, err)
+	}
+	defer release()
+	oci, err := r.ociSpec(ctx, spec, b)
+	if err != nil {
+		return err
+	}
+	c := &container{pidfd: -1, done: make(chan struct{})}
+	c.record = record{
+		ID: spec.ID, Task: taskName(spec.ID), Labels: spec.Labels, Image: spec.Image, Chain: b.chain, Group: spec.Group,
+	}
+	// Before anything is made: what is here under this name may be another's.
+	if err := cl.makeWay(ctx, c.task()); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			if clearErr := cl.clear(spec.ID, c); clearErr != nil {
+				r.log.Error("what a failed start made is left", "container", spec.ID, "error", clearErr)
+			}
+		}
+	}()
+	stdout, stderr, err := r.makeLogs(spec, &c.record)
+	if err != nil {
+		return err
+	}
+	if err := cl.saveNew(c.record, oci); err != nil {
+		return err
+	}
+	rootfs, err := cl.create(ctx, c.record, oci)
+	if err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	// As with a shim: a call of the daemon that is given up goes on there. So
+	// it is seen to its end, which is near, and undone after it.
+	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
+	defer cancel()
+	tasks := cl.client.TaskService()
+	request := &daemonapi.CreateTaskRequest{
+		ContainerID: c.task(), Rootfs: mount.ToProto(rootfs), Terminal: spec.Terminal, Stdout: stdout, Stderr: stderr,
+	}
+	created, err := tasks.Create(call, request)
+	if err != nil {
+		return daemonError(spec.ID, err)
+	}
+	c.record.Shim = shimAddress(int(created.Pid), c.task())
+	c.shim = cl.shimFor(c.record.Shim)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	started, err := tasks.Start(call, &daemonapi.StartRequest{ContainerID: c.task()})
+	if err != nil {
+		return daemonError(spec.ID, err)
+	}
+	if err := cl.running(c, int(started.Pid), time.Now()); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.containers[spec.ID] = c
+	cl.watch(c)
+	return nil
+}
+
+// saveNew writes down what Exec and the next Connect need to know.
+func (cl *Client) saveNew(rec record, oci *specs.Spec) error {
+	text, err := json.Marshal(oci)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(cl.r.bundle(rec.ID), 0o711); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(cl.r.bundle(rec.ID), "config.json"), text, 0o600); err != nil {
+		return err
+	}
+	return cl.r.save(rec)
+}
+
+// running notes a container's process.
+func (cl *Client) running(c *container, pid int, started time.Time) error {
+	c.record.PID, c.record.Started = pid, started
+	if fd, err := unix.PidfdOpen(pid, 0); err == nil {
+		c.pidfd = fd
+	}
+	// Where Exec finds the container's own files of users.
+	link := filepath.Join(cl.r.bundle(c.record.ID), "rootfs")
+	if err := os.Symlink(fmt.Sprintf("/proc/%d/root", pid), link); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return cl.r.save(c.record)
+}
+
+// makeWay deletes what a start that could not be undone left under a name,
+// and refuses what another made.
+func (cl *Client) makeWay(ctx context.Context, task string) error {
+	old, err := cl.client.ContainerService().Get(cl.r.store.with(ctx), task)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if owner := old.Labels[labelRoot]; owner != cl.r.root {
+		return fmt.Errorf("containerd's namespace %s has a container %s already, of %s: want another ID or namespace",
+			cl.r.store.ns, task, firstOf(owner, "another program"))
+	}
+	return cl.clear(cl.recordOf(old).ID, nil)
+}
+
+// create makes the container in the daemon, with its writable layer. The
+// record comes first: it keeps the layer from the collector, and a crash at
+// any later point leaves something that the next Connect finds.
+func (cl *Client) create(ctx context.Context, rec record, oci *specs.Spec) ([]mount.Mount, error) {
+	ctx = cl.r.store.with(ctx)
+	spec, err := typeurl.MarshalAny(oci)
+	if err != nil {
+		return nil, err
+	}
+	text, err := json.Marshal(rec)
+	if err != nil {
+		return nil, err
+	}
+	marks := map[string]string{labelRoot: cl.r.root}
+	for k, v := range rec.Labels {
+		// For those who look at the daemon; the record has all of them.
+		if _, own := marks[k]; !own && labels.Validate(k, v) == nil && !labels.IsReserved(k) {
+			marks[k] = v
+		}
+	}
+	if _, err := cl.client.ContainerService().Create(ctx, containers.Container{
+		ID: rec.Task, Labels: marks, Image: rec.Image, Spec: spec,
+		Runtime:     containers.RuntimeInfo{Name: cl.runtime, Options: cl.runtimeConfig},
+		Snapshotter: cl.opts.Snapshotter, SnapshotKey: rec.Task,
+		Extensions: map[string]typeurl.Any{recordExtension: &anypb.Any{TypeUrl: recordExtension, Value: text}},
+	}); err != nil {
+		return nil, err
+	}
+	// A daemon that starts takes a shim whose process has ended for a leak
+	// and deletes it, and with it the exit code. One that has a sandbox of
+	// the name it leaves alone. The sandbox is this entry and nothing more.
+	_, err = cl.client.SandboxStore().Create(ctx, sandbox.Sandbox{
+		ID: rec.Task, Labels: map[string]string{labelRoot: cl.r.root}, Runtime: sandbox.RuntimeOpts{Name: cl.runtime},
+	})
+	if err != nil && !errdefs.IsAlreadyExists(err) && !errdefs.IsNotImplemented(err) {
+		return nil, fmt.Errorf("keep its exit code: %w", err)
+	}
+	mark := snapshots.WithLabels(map[string]string{labelRoot: cl.r.root})
+	rootfs, err := cl.r.store.snap.Prepare(ctx, rec.Task, rec.Chain, mark)
+	if err != nil {
+		return nil, fmt.Errorf("writable layer: %w", err)
+	}
+	return rootfs, nil
+}
+
+// daemonError tells an error of the daemon from one of the container.
+func daemonError(id string, err error) error {
+	native := errgrpc.ToNative(err)
+	for _, s := range []string{"failed to start shim", "failed to resolve runtime path"} {
+		if strings.Contains(native.Error(), s) {
+			return native
+		}
+	}
+	if errdefs.IsUnavailable(native) || errdefs.IsDeadlineExceeded(native) {
+		return native
+	}
+	return startError(id, err)
+}
+
+// clear implements engine.
+func (cl *Client) clear(id string, c *container) error {
+	ctx, cancel := context.WithTimeout(cl.r.store.with(context.Background()), 30*time.Second)
+	defer cancel()
+	c.closePidfd()
+	task := taskName(id)
+	tasks := daemonTasks{api: cl.client.TaskService()}
+	if c == nil || !c.exited() {
+		_, err := tasks.Kill(ctx, &taskapi.KillRequest{ID: task, Signal: uint32(unix.SIGKILL), All: true})
+		if err == nil {
+			_, err = tasks.Wait(ctx, &taskapi.WaitRequest{ID: task})
+		}
+		if err != nil && !errdefs.IsNotFound(errgrpc.ToNative(err)) {
+			cl.r.log.Debug("a container that is to be deleted was not killed by containerd", "container", id, "error", err)
+		}
+	}
+	if _, err := tasks.Delete(ctx, &taskapi.DeleteRequest{ID: task}); err != nil && !errdefs.IsNotFound(errgrpc.ToNative(err)) {
+		return fmt.Errorf("delete its task: %w", errgrpc.ToNative(err))
+	}
+	if c != nil {
+		c.shim.hangUp()
+	}
+	// By now the shim has written all of the output.
+	cl.r.logs.remove(id)
+	for _, step := range []struct {
+		what   string
+		delete func(context.Context, string) error
+	}{
+		{"its writable layer", cl.r.store.snap.Remove},
+		{"its sandbox's entry", cl.client.SandboxStore().Delete},
+		// The last: what is left is found by it.
+		{"it", cl.client.ContainerService().Delete},
+	} {
+		if err := step.delete(ctx, task); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsNotImplemented(err) {
+			return fmt.Errorf("delete %s in containerd: %w", step.what, err)
+		}
+	}
+	// What a runc that was killed half-way left.
+	cl.r.cgroups.remove(id)
+	return errors.Join(
+		os.RemoveAll(filepath.Join(cl.r.runcRoot(), cl.r.store.ns, task)), os.RemoveAll(cl.r.bundle(id)))
+}

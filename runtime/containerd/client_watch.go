@@ -1,0 +1,200 @@
+//go:build linux
+
+package containerd
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	tasktypes "github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/orchestrate-go/orchestrate/runtime"
+)
+
+// retryDelay is how long after a failed call the daemon is asked again. While
+// none runs the call itself waits.
+const retryDelay = 100 * time.Millisecond
+
+// watch waits for the container's exit until the Client is closed.
+func (cl *Client) watch(c *container) {
+	r := cl.r
+	r.wg.Go(func() {
+		for {
+			resp, err := c.shim.tasks.Wait(r.store.with(r.ctx), &taskapi.WaitRequest{ID: c.task()})
+			switch {
+			case err == nil:
+				r.finish(c, runtime.Exit{
+					Code: int(resp.ExitStatus), At: resp.ExitedAt.AsTime(), OOMKilled: r.cgroups.oomKills(c.record.ID) > 0,
+				})
+				return
+			case r.ctx.Err() != nil:
+				c.closePidfd()
+				return
+			case c.shim.conn != nil || errdefs.IsNotFound(errgrpc.ToNative(err)):
+				cl.lost(c, err)
+				return
+			}
+			// The daemon ended in the middle of the call.
+			retry := time.NewTimer(retryDelay)
+			select {
+			case <-retry.C:
+			case <-r.ctx.Done():
+				retry.Stop()
+			}
+		}
+	})
+}
+
+// lost ends a container whose shim is gone: it died, or somebody had the
+// daemon delete the task. Nobody is left who could tell the exit code, and a
+// container that nobody watches must not run on.
+func (cl *Client) lost(c *container, cause error) {
+	cl.r.log.Error("a shim is gone; its container is killed", "container", c.record.ID, "error", cause)
+	kills := cl.r.cgroups.oomKills(c.record.ID)
+	if err := c.signal(runtime.SIGKILL); err != nil {
+		cl.r.log.Error("a container without a shim is not killed", "container", c.record.ID, "error", err)
+	}
+	cl.r.cgroups.kill(c.record.ID)
+	cl.r.finish(c, runtime.Exit{Code: 128 + int(runtime.SIGKILL), At: time.Now(), OOMKilled: kills > 0})
+}
+
+// adopt finds the containers that an earlier Client of this Root started, and
+// clears up after the starts and removals that did not come to their end.
+func (cl *Client) adopt(ctx context.Context) error {
+	filter := fmt.Sprintf("labels.%q==%s", labelRoot, strconv.Quote(cl.r.root))
+	list, err := cl.client.ContainerService().List(ctx, filter)
+	if err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
+	limit := make(chan struct{}, 16)
+	known := map[string]bool{}
+	errs := make([]error, len(list))
+	for i, found := range list {
+		rec := cl.recordOf(found)
+		known[rec.ID] = true
+		wg.Go(func() {
+			limit <- struct{}{}
+			defer func() { <-limit }()
+			errs[i] = cl.adoptOne(ctx, found, rec)
+		})
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	dirs, err := os.ReadDir(cl.r.bundles())
+	if err != nil {
+		return err
+	}
+	for _, d := range dirs {
+		if !known[d.Name()] {
+			if err := cl.clear(d.Name(), nil); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// recordOf returns what is remembered of a container: on disk, or, for what
+// was known when it was made, in the daemon.
+func (cl *Client) recordOf(found containers.Container) (rec record) {
+	if ext := found.Extensions[recordExtension]; ext == nil || json.Unmarshal(ext.GetValue(), &rec) != nil || taskName(rec.ID) != found.ID {
+		return record{ID: found.ID, Task: found.ID}
+	}
+	var saved record
+	text, err := os.ReadFile(filepath.Join(cl.r.bundle(rec.ID), recordFile))
+	if err == nil && json.Unmarshal(text, &saved) == nil && saved.Run == rec.Run && saved.ID == rec.ID {
+		return saved
+	}
+	return rec
+}
+
+func (cl *Client) adoptOne(ctx context.Context, found containers.Container, rec record) error {
+	r := cl.r
+	c := &container{record: rec, pidfd: -1, done: make(chan struct{}), shim: cl.shimFor(rec.Shim)}
+	if rec.Exit != nil {
+		c.exit = *rec.Exit
+		close(c.done)
+		return cl.adopted(c)
+	}
+	state, err := c.shim.tasks.State(ctx, &taskapi.StateRequest{ID: c.task()})
+	switch {
+	case err != nil && !errdefs.IsNotFound(errgrpc.ToNative(err)):
+		c.shim.hangUp()
+		return fmt.Errorf("state of container %s: %w", rec.ID, errgrpc.ToNative(err))
+	case err != nil && rec.PID == 0, err == nil && state.Status == tasktypes.Status_CREATED:
+		// Start had not come to its end, or the machine was started anew.
+		return cl.clear(rec.ID, c)
+	case err != nil:
+		if err := cl.adopted(c); err != nil {
+			return err
+		}
+		cl.lost(c, err)
+		return nil
+	}
+	if rec.PID == 0 {
+		// Start had, but for the record; or State was deleted.
+		var oci specs.Spec
+		if err := json.Unmarshal(found.Spec.GetValue(), &oci); err != nil {
+			return fmt.Errorf("spec of container %s: %w", rec.ID, err)
+		}
+		if err := cl.saveNew(rec, &oci); err != nil {
+			return err
+		}
+	}
+	if rec.Started.IsZero() {
+		rec.Started = found.CreatedAt
+	}
+	if err := cl.running(c, int(state.Pid), rec.Started); err != nil {
+		return err
+	}
+	// The process was the shim's child, unreaped, when it was asked for after
+	// the descriptor was opened: the descriptor is of it.
+	state, err = c.shim.tasks.State(ctx, &taskapi.StateRequest{ID: c.task()})
+	if err != nil || state.Status == tasktypes.Status_STOPPED {
+		c.closePidfd()
+	}
+	if err := cl.adopted(c); err != nil {
+		return err
+	}
+	cl.watch(c)
+	return nil
+}
+
+// adopted makes a container known.
+func (cl *Client) adopted(c *container) error {
+	if c.record.Run > 0 {
+		if err := cl.r.watchLogs(c.record); err != nil {
+			cl.r.log.Warn("the logs of a container are not watched", "container", c.record.ID, "error", err)
+		}
+	}
+	cl.r.mu.Lock()
+	defer cl.r.mu.Unlock()
+	cl.r.containers[c.record.ID] = c
+	return nil
+}
+
+// kill kills all processes of a container.
+func (t cgroupTree) kill(id string) {
+	for _, h := range t.hierarchies() {
+		killAll(filepath.Join(h, t.of(id)))
+	}
+}
+
+var _ = unix.SIGKILL
