@@ -35,6 +35,9 @@ const (
 	ReasonDeadline Reason = "progress-deadline" // no further task became ready in time
 	ReasonFailures Reason = "task-failures"     // too many new tasks failed
 	ReasonCapacity Reason = "no-capacity"       // tasks could not be placed in time
+	ReasonNetwork  Reason = "no-network"        // a network that it wants does not exist
+	ReasonAddress  Reason = "no-address"        // a network has no virtual address left
+	ReasonSpec     Reason = "bad-spec"          // its record cannot be read, or placed by any rule
 )
 
 // Result is how a service's rollout ended.
