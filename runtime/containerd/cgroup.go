@@ -109,6 +109,13 @@ func (t cgroupTree) remove(id string) {
 	}
 }
 
+// kill kills all processes of a container.
+func (t cgroupTree) kill(id string) {
+	for _, h := range t.hierarchies() {
+		killAll(filepath.Join(h, t.of(id)))
+	}
+}
+
 // killAll kills the processes of a cgroup and waits for their ends.
 func killAll(dir string) {
 	text, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))

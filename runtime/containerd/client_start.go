@@ -204,6 +204,10 @@ func (cl *Client) create(ctx context.Context, rec record, oci *specs.Spec) ([]mo
 	}
 	mark := snapshots.WithLabels(map[string]string{labelRoot: cl.r.root})
 	rootfs, err := cl.r.store.snap.Prepare(ctx, rec.Task, rec.Chain, mark)
+	if errdefs.IsNotFound(err) {
+		// Another user of the daemon deleted the image's layers.
+		cl.r.store.drop(rec.Chain)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("writable layer: %w", err)
 	}

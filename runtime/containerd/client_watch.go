@@ -18,7 +18,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 
 	"github.com/orchestrate-go/orchestrate/runtime"
 )
@@ -126,7 +125,6 @@ func (cl *Client) recordOf(found containers.Container) (rec record) {
 }
 
 func (cl *Client) adoptOne(ctx context.Context, found containers.Container, rec record) error {
-	r := cl.r
 	c := &container{record: rec, pidfd: -1, done: make(chan struct{}), shim: cl.shimFor(rec.Shim)}
 	if rec.Exit != nil {
 		c.exit = *rec.Exit
@@ -161,6 +159,10 @@ func (cl *Client) adoptOne(ctx context.Context, found containers.Container, rec 
 	if rec.Started.IsZero() {
 		rec.Started = found.CreatedAt
 	}
+	if rec.Shim == "" {
+		c.record.Shim = shimAddress(int(state.Pid), c.task())
+		c.shim = cl.shimFor(c.record.Shim)
+	}
 	if err := cl.running(c, int(state.Pid), rec.Started); err != nil {
 		return err
 	}
@@ -189,12 +191,3 @@ func (cl *Client) adopted(c *container) error {
 	cl.r.containers[c.record.ID] = c
 	return nil
 }
-
-// kill kills all processes of a container.
-func (t cgroupTree) kill(id string) {
-	for _, h := range t.hierarchies() {
-		killAll(filepath.Join(h, t.of(id)))
-	}
-}
-
-var _ = unix.SIGKILL

@@ -320,6 +320,17 @@ func (s *store) mountOptions(ctx context.Context, b *bundle) error {
 	return nil
 }
 
+// drop forgets that an image is unpacked.
+func (s *store) drop(chain string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key, b := range s.bundles {
+		if b.chain == chain {
+			delete(s.bundles, key)
+		}
+	}
+}
+
 // orphaned reports whether a container's layers may no longer be needed: its
 // reference is gone or means another image.
 func (s *store) orphaned(ctx context.Context, ref, chain string) bool {
