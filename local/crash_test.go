@@ -35,8 +35,9 @@ import (
 // rolling change and of a Remove, in turn and in one folder, and looks each
 // time at what the next program makes of it.
 //
-// It does CRASH_ROUNDS rounds of each, by default 3 or, with
-// ORCHESTRATE_LONG set, 50; CRASH_SEED repeats the moments of another run.
+// It goes on until CRASH_ROUNDS programs were killed in the middle of each, by
+// default 3 or, with ORCHESTRATE_LONG set, 50; CRASH_SEED draws the moments of
+// another run again.
 func TestCrash(t *testing.T) {
 	rounds := 3
 	if os.Getenv("ORCHESTRATE_LONG") != "" {
@@ -56,7 +57,10 @@ func TestCrash(t *testing.T) {
 		}
 	}
 	t.Logf("%d rounds of each operation, seed %d", rounds, seed)
-	c := &crash{t: t, dir: newFolder(t), random: rand.New(rand.NewPCG(seed, 0))}
+	c := &crash{
+		t: t, dir: newFolder(t), random: rand.New(rand.NewPCG(seed, 0)),
+		took: map[string]time.Duration{}, killed: map[string]int{},
+	}
 	f := openAt(t, c.dir)
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
@@ -65,22 +69,18 @@ func TestCrash(t *testing.T) {
 	for _, op := range operations {
 		c.measure(op)
 	}
-	for round := range rounds {
+	for round := 0; slices.Min(slices.Collect(maps.Values(c.killed))) < rounds && !t.Failed(); round++ {
+		if round > 3*rounds+10 {
+			t.Fatalf("programs killed in the middle, of %d each: %v; the rest had ended before", round, c.killed)
+		}
 		for _, op := range operations {
-			c.round(round, op)
-			if t.Failed() {
+			if c.round(round, op); t.Failed() {
 				break
 			}
 		}
-		if t.Failed() {
-			break
-		}
 	}
-	t.Logf("killed %d programs in operations and %d in recoveries; %d had ended before; %d lines were acknowledged, %d requests sent while the program was killed and away",
-		c.killed, c.killedAgain, c.late, len(c.acked), c.requests)
-	if c.killed == 0 && !t.Failed() {
-		t.Errorf("no program was killed in the middle: this has shown nothing")
-	}
+	t.Logf("programs killed in the middle of each operation: %v, while they recovered: %d; had ended before: %d; requests while the program was killed and away: %d, lines acknowledged: %d",
+		c.killed, c.killedAgain, c.late, c.requests, len(c.acked))
 	destroy(t, openAt(t, c.dir))
 }
 
@@ -97,9 +97,10 @@ type crash struct {
 	// version is of the service that was applied last.
 	version int
 
-	killed, killedAgain, late int
-	requests                  int
-	acked                     []string // lines that are in the volume for ever
+	killed            map[string]int // by operation: in the middle of it
+	killedAgain, late int
+	requests          int
+	acked             []string // lines that are in the volume for ever
 }
 
 const (
@@ -228,10 +229,7 @@ func (c *crash) measure(op string) {
 	began := time.Now()
 	p.expect("stored")
 	p.expect("done")
-	if c.took == nil {
-		c.took = map[string]time.Duration{}
-	}
-	c.took[op] = time.Since(began)
+	c.took[op], c.killed[op] = time.Since(began), 0
 	p.kill()
 	c.t.Logf("%s takes %v when it is not disturbed", op, c.took[op].Round(time.Millisecond))
 	c.check("undisturbed "+op, op, true)
@@ -244,28 +242,27 @@ func (c *crash) round(n int, op string) {
 	if op != "remove" {
 		c.version++
 	}
-	// Every third time the moment is one of the program's start as well.
-	after, early := time.Duration(c.random.Int64N(int64(c.took[op]))), c.random.IntN(3) == 0
-	again := time.Duration(-1)
-	if c.random.IntN(3) == 0 {
-		again = time.Duration(c.random.Int64N(int64(300 * time.Millisecond)))
+	after := time.Duration(c.random.Int64N(int64(c.took[op])))
+	what := fmt.Sprintf("%s %d, killed after %v", op, n, after.Round(10*time.Microsecond))
+	// Of every three, one program that opens the fleet after it is killed too.
+	again := time.Duration(c.random.Int64N(int64(300 * time.Millisecond)))
+	twice := c.random.IntN(3) == 0
+	if twice {
+		what += fmt.Sprintf(", and the next after %v", again.Round(10*time.Microsecond))
 	}
-	what := fmt.Sprintf("%s %d, killed after %v (from the start: %v, again: %v)", op, n, after, early, again)
 	c.t.Log(what)
 	load := c.load(op)
 	p := c.start(op)
-	if !early {
-		p.expect("begin")
-	}
+	p.expect("begin")
 	time.Sleep(after) // it is the moment that is random
 	said := p.kill()
 	stored := slices.Contains(said, "stored")
 	if slices.Contains(said, "done") {
 		c.late++
 	} else {
-		c.killed++
+		c.killed[op]++
 	}
-	if again >= 0 {
+	if twice {
 		p := c.start("recover")
 		time.Sleep(again)
 		p.kill()

@@ -92,7 +92,7 @@ func testMain(m *testing.M) int {
 	if folders, err = os.MkdirTemp("", "orchestrate-local-"); err != nil {
 		return fail("tests", err)
 	}
-	defer os.RemoveAll(folders)
+	defer removeFolder(folders)
 	binary = filepath.Join(folders, "program")
 	cmd := exec.Command("go", "build", "-o", binary, "./testdata/program")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
@@ -163,7 +163,9 @@ func newFolder(t testing.TB) string {
 		if !t.Failed() { // else what failed is of more interest
 			nothingLeft(t, dir)
 		}
-		os.RemoveAll(dir)
+		if err := removeFolder(dir); err != nil {
+			t.Error(err)
+		}
 	})
 	return dir
 }
