@@ -193,7 +193,7 @@ func parseListener(data []byte, protocol network.Protocol) (listener, bool) {
 	}
 	attrs, err := netlink.NewAttributeDecoder(data[inetDiagMsgSize:])
 	if err != nil {
-		return l, true
+		return l, l.address.Port() != 0
 	}
 	for attrs.Next() {
 		if attrs.Type() == inetDiagSKV6Only && len(attrs.Bytes()) == 1 {
