@@ -38,10 +38,12 @@ import (
 	_ "github.com/containerd/containerd/v2/plugins/services/leases"
 	_ "github.com/containerd/containerd/v2/plugins/services/mounts"
 	_ "github.com/containerd/containerd/v2/plugins/services/namespaces"
+	_ "github.com/containerd/containerd/v2/plugins/services/sandbox"
 	_ "github.com/containerd/containerd/v2/plugins/services/snapshots"
 	_ "github.com/containerd/containerd/v2/plugins/services/tasks"
 	_ "github.com/containerd/containerd/v2/plugins/services/version"
 	_ "github.com/containerd/containerd/v2/plugins/services/warning"
+	_ "github.com/containerd/containerd/v2/plugins/snapshots/native/plugin"
 	_ "github.com/containerd/containerd/v2/plugins/snapshots/overlay/plugin"
 	"github.com/containerd/log"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -67,26 +69,11 @@ var startBare = sync.OnceValues(func() (*bare, error) {
 		return nil, err
 	}
 	bareDir = dir
-	socket := filepath.Join(dir, "c.sock")
-	cfg := &config.Config{
-		Version: 3, Root: filepath.Join(os.TempDir(), filepath.Base(dir)), State: filepath.Join(dir, "state"),
-		Plugins: map[string]any{
-			"io.containerd.server.v1.grpc":  map[string]any{"address": socket},
-			"io.containerd.server.v1.ttrpc": map[string]any{"address": socket + ".ttrpc"},
-			"io.containerd.shim.v1.manager": map[string]any{"socket_dir": filepath.Join(dir, "s")},
-		},
-	}
-	if err := server.CreateTopLevelDirectories(cfg); err != nil {
-		return nil, err
-	}
-	ctx := stdcontext.Background()
-	s, err := server.New(ctx, cfg)
+	socket, err := serveContainerd(filepath.Join(os.TempDir(), filepath.Base(dir)), dir)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.Start(ctx); err != nil {
-		return nil, err
-	}
+	ctx := stdcontext.Background()
 	c, err := client.New(socket, client.WithDefaultNamespace("bare"))
 	if err != nil {
 		return nil, err
@@ -112,6 +99,28 @@ var startBare = sync.OnceValues(func() (*bare, error) {
 	b.image = client.NewImage(c, list[0])
 	return b, b.image.Unpack(namespaces.WithNamespace(ctx, "bare"), "overlayfs")
 })
+
+// serveContainerd starts the server in this process.
+func serveContainerd(root, dir string) (socket string, err error) {
+	socket = filepath.Join(dir, "c.sock")
+	cfg := &config.Config{
+		Version: 3, Root: root, State: filepath.Join(dir, "state"),
+		Plugins: map[string]any{
+			"io.containerd.server.v1.grpc":  map[string]any{"address": socket},
+			"io.containerd.server.v1.ttrpc": map[string]any{"address": socket + ".ttrpc"},
+			"io.containerd.shim.v1.manager": map[string]any{"socket_dir": filepath.Join(dir, "s")},
+		},
+	}
+	if err := server.CreateTopLevelDirectories(cfg); err != nil {
+		return "", err
+	}
+	ctx := stdcontext.Background()
+	s, err := server.New(ctx, cfg)
+	if err != nil {
+		return "", err
+	}
+	return socket, s.Start(ctx)
+}
 
 // bareDir is where the server has its state; TestMain removes it.
 var bareDir string
