@@ -20,16 +20,16 @@
 //
 // # How
 //
-// containerd's own server can run inside a program, but not twice, nor be
-// closed. Its plugins are in a registry that is global to the process, with
-// one configuration for each, and its shim manager takes the end of a
-// connection to a shim for the shim's death and kills the container. So this
-// package puts the same parts together itself: the content store, the
-// metadata database, the overlay snapshotter, the unpacker and the registry
-// client are containerd's packages, and the shims, which are separate
-// processes, are spoken to in containerd's task API, version 3. Any number of
-// Runtimes live in one process, each with its own root, and Close leaves
-// nothing behind in it.
+// containerd's own server can run inside a program, but once: a second
+// server.New panics, for its metrics are registered with the whole process,
+// as are its plugins, each with one configuration. Nor can it be closed: its
+// shim manager takes the end of its connection to a shim for the shim's death
+// and kills the container. So this package puts the same parts together
+// itself: the content store, the metadata database, the overlay snapshotter,
+// the unpacker and the registry client are containerd's packages, and the
+// shims, which are separate processes, are spoken to in containerd's task API,
+// version 3. Any number of Runtimes live in one process, each with its own
+// root, and Close leaves nothing behind in it.
 //
 // The truth about a container is its bundle in Options.State and its shim.
 // Exits are learnt from the shim's Wait; a signal goes through a pidfd; what
@@ -40,4 +40,15 @@
 // A start makes two folders for the writable layer over the image's layers,
 // which are looked up once for each image, and takes a shim that was started
 // ahead, so it costs two runs of runc and no database transaction.
+//
+// Output is written to files by the shim, and indexed and bounded by this
+// program while it has the runtime open: none is lost when it is not, but
+// neither is it bounded until the next Open.
+//
+// # Differences from containerd's defaults
+//
+// The default seccomp profile allows the system calls of the image's own
+// architecture alone; an amd64 image with 32-bit programs needs a profile that
+// names SCMP_ARCH_X86. A few messages of containerd's packages, such as one
+// about fs-verity at Open, take no logger and go to logrus's standard one.
 package containerd
