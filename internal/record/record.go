@@ -82,7 +82,7 @@ type Network struct {
 
 // Driver is the network as its driver takes it.
 func (n Network) Driver() network.Network {
-	return network.Network{Name: n.Name, Subnets: n.Subnets, MTU: n.MTU, Internal: n.Internal, Options: n.Options}
+	return network.Network{Name: n.Name, Subnets: n.Subnets, MTU: n.MTU, Internal: n.Internal, Options: n.Options, Virtual: n.Virtual}
 }
 
 // Node is what an agent says of its machine.
