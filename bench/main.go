@@ -12,7 +12,7 @@ import (
 
 func main() {
 	quick := flag.Bool("quick", false, "small sizes only")
-	budget := flag.Duration("budget", 8*time.Minute, "leave out runs of peers that are not likely to be over by then")
+	budget := flag.Duration("budget", 5*time.Minute, "leave out runs of peers that are not likely to be over by then")
 	flag.Parse()
 	p := fullPlan(time.Now().Add(*budget))
 	if *quick {
@@ -92,39 +92,39 @@ func (p *plan) writeAlone(w io.Writer, res *results) {
 }
 
 // writeOne returns the slowest of the cases that fit.
-func (p *plan) writeOne(w io.Writer) (time.Duration, error) {
+func (p *plan) writeOne(w io.Writer) (perOp, error) {
 	fmt.Fprintf(w, "#### One task into a full cluster of %s nodes\n\n", short(p.full))
-	t := table{head: []string{"", "time", "allocated", "allocations"}}
+	t := table{head: []string{"", "time", "CPU time", "allocated", "allocations"}}
 	s, c, err := full(p.full)
 	if err != nil {
-		return 0, err
+		return perOp{}, err
 	}
-	var slowest time.Duration
+	var slowest perOp
 	for _, k := range oneIntoFull {
 		op, err := benchmark(func(b *testing.B) { benchOne(b, s, c, k.reqs(), k.fits) })
 		if err != nil {
-			return 0, fmt.Errorf("one task %s: %w", k.name, err)
+			return perOp{}, fmt.Errorf("one task %s: %w", k.name, err)
 		}
-		if k.fits > 0 {
-			slowest = max(slowest, op.time)
+		if k.fits > 0 && op.time > slowest.time {
+			slowest = op
 		}
-		t.add("orchestrate, one "+k.name, span(op.time), size(float64(op.bytes)), fmt.Sprint(op.allocs))
+		t.add("orchestrate, one "+k.name, span(op.time), span(op.cpu), size(float64(op.bytes)), fmt.Sprint(op.allocs))
 	}
 	const perNode, count = 10, 500
 	d, err := swarmOne(p.full, perNode, count)
 	if err != nil {
-		return 0, err
+		return perOp{}, err
 	}
-	t.add(fmt.Sprintf("SwarmKit, one of %d, its store read before", count), span(d), "", "")
+	t.add(fmt.Sprintf("SwarmKit, one of %d, its store read before", count), span(d), "", "", "")
 	t.write(w)
 	return slowest, nil
 }
 
 // writeCurve returns our points.
-func (p *plan) writeCurve(w io.Writer) ([]time.Duration, error) {
+func (p *plan) writeCurve(w io.Writer) ([]perOp, error) {
 	fmt.Fprintf(w, "#### One placement, by nodes\n\n")
-	t := table{head: []string{"nodes", "orchestrate", "allocations", "SwarmKit", "ratio"}}
-	var points []time.Duration
+	t := table{head: []string{"nodes", "orchestrate", "CPU time", "allocations", "SwarmKit", "ratio"}}
+	var points []perOp
 	for _, n := range p.curve {
 		op, err := benchmark(func(b *testing.B) { benchOneSpread(b, n) })
 		if err != nil {
@@ -134,27 +134,30 @@ func (p *plan) writeCurve(w io.Writer) ([]time.Duration, error) {
 		if err != nil {
 			return nil, err
 		}
-		points = append(points, op.time)
-		t.add(short(n), span(op.time), fmt.Sprint(op.allocs), span(d), times(d, op.time))
+		points = append(points, op)
+		t.add(short(n), span(op.time), span(op.cpu), fmt.Sprint(op.allocs), span(d), times(d, op.time))
 	}
 	t.write(w)
 	return points, nil
 }
 
-func (p *plan) writeGoals(w io.Writer, res *results, one time.Duration, curve []time.Duration, foot footprint) {
+// writeGoals says which goals this run met. The clock on the wall decides; CPU
+// time beside it shows what other work on the machine added.
+func (p *plan) writeGoals(w io.Writer, res *results, one perOp, curve []perOp, foot footprint) {
 	fmt.Fprintf(w, "#### Against the goals\n\n")
-	t := table{head: []string{"goal", "measured", ""}}
-	goal := func(text, measured string, met bool) {
-		t.add(text, measured, map[bool]string{true: "met", false: "**not met**"}[met])
+	t := table{head: []string{"goal", "measured", "by CPU time", ""}}
+	goal := func(text, measured, cpu string, met bool) {
+		t.add(text, measured, cpu, map[bool]string{true: "met", false: "**not met**"}[met])
 	}
 	ratio := func(k kind, peer contender, want float64) {
-		for _, l := range p.loads {
-			our, _ := res.get(l, ours.name)
-			if s, ok := res.get(l, peer.name); ok && l.kind == k && l.tasks == p.loads[len(p.loads)-1].tasks {
-				r := s.whole.Seconds() / our.whole.Seconds()
-				goal(fmt.Sprintf("%s: %.0f times %s", l, want, peer.name), fmt.Sprintf("%.0f times", r), r >= want)
-			}
+		l, ok := p.largest(res, k, peer)
+		if !ok {
+			return
 		}
+		our, _ := res.get(l, ours.name)
+		s, _ := res.get(l, peer.name)
+		goal(fmt.Sprintf("%s: %.0f× %s", l, want, peer.name), times(s.whole, our.whole), times(s.cpu, our.cpu),
+			s.whole.Seconds() >= want*our.whole.Seconds())
 	}
 	ratio(identical, swarmSingle, 200)
 	ratio(identical, swarmGrouped, 200)
@@ -164,14 +167,26 @@ func (p *plan) writeGoals(w io.Writer, res *results, one time.Duration, curve []
 	for _, l := range p.alone {
 		if l.tasks == 1e6 {
 			s, _ := res.get(l, ours.name)
-			goal(l.String()+" in under 1 s", span(s.whole), s.whole < time.Second)
+			goal(l.String()+" in under 1 s", span(s.whole), span(s.cpu), s.whole < time.Second)
 		}
 	}
-	goal("under 300 B a task", size(foot.perTask), foot.perTask < 300)
-	goal("under 2 KiB a node", size(foot.perNode), foot.perNode < 2048)
-	goal("one task into a full cluster in under 50 µs", span(one), one < 50*time.Microsecond)
-	flat := float64(curve[len(curve)-1]) / float64(curve[0])
-	goal(fmt.Sprintf("a placement costs no more with %s nodes than with %s", short(p.curve[len(p.curve)-1]), short(p.curve[0])),
-		fmt.Sprintf("%.2f times", flat), flat < 2)
+	goal("under 300 B a task", size(foot.perTask), "", foot.perTask < 300)
+	goal("under 2 KiB a node", size(foot.perNode), "", foot.perNode < 2048)
+	goal("one task into a full cluster in under 50 µs", span(one.time), span(one.cpu), one.time < 50*time.Microsecond)
+	first, last := curve[0], curve[len(curve)-1]
+	flat := func(a, b time.Duration) float64 { return float64(b) / max(1, float64(a)) }
+	goal(fmt.Sprintf("a placement with %s nodes costs at most twice one with %s", short(p.curve[len(p.curve)-1]), short(p.curve[0])),
+		fmt.Sprintf("%.2f×", flat(first.time, last.time)), fmt.Sprintf("%.2f×", flat(first.cpu, last.cpu)), flat(first.time, last.time) <= 2)
 	t.write(w)
+}
+
+// largest is the largest load of a kind that the peer has placed.
+func (p *plan) largest(res *results, k kind, peer contender) (load, bool) {
+	var best load
+	for _, l := range p.loads {
+		if _, ok := res.get(l, peer.name); ok && l.kind == k && l.tasks > best.tasks {
+			best = l
+		}
+	}
+	return best, best.tasks > 0
 }

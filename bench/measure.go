@@ -26,6 +26,7 @@ type contender struct {
 	name   string
 	run    func(load) (sample, error)
 	cannot func(load) bool // loads that it is not given; nil when it gets all
+	once   bool            // it takes part in one round only, for the time it needs
 }
 
 // timed runs f and says what it cost. The heap is collected before, so that

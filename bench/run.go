@@ -51,9 +51,6 @@ func quickPlan(until time.Time) plan {
 // peers are those that this binary was built with.
 func peers() []contender { return append([]contender{swarmGrouped, swarmSingle}, otherPeers...) }
 
-// otherPeers are added by files with build tags.
-var otherPeers []contender
-
 // results are the medians by load and contender, and what was left out.
 type results struct {
 	of      map[load]map[string][]sample
@@ -79,6 +76,7 @@ func (r *results) add(l load, name string, s sample) {
 // take turns. progress gets a line a run.
 func (p *plan) compare(progress io.Writer) (*results, error) {
 	res := &results{of: map[load]map[string][]sample{}}
+	ourTurns := 2                         // in front of each peer: ours are short, so more of them cost nothing
 	perTask := map[string]time.Duration{} // of each contender's last run, all included
 	run := func(c contender, l load) error {
 		start := time.Now()
@@ -96,12 +94,12 @@ func (p *plan) compare(progress io.Writer) (*results, error) {
 		if l.tasks >= 1e5 {
 			rounds = 1 // tens of seconds each
 		}
-		for range rounds {
+		for round := range rounds {
 			for _, c := range p.peers {
-				if c.cannot != nil && c.cannot(l) {
+				if c.cannot != nil && c.cannot(l) || c.once && round > 0 {
 					continue
 				}
-				for range 2 { // a run of ours is short: one on each side would be as good
+				for range ourTurns {
 					if err := run(ours, l); err != nil {
 						return nil, err
 					}
@@ -129,7 +127,7 @@ func (p *plan) compare(progress io.Writer) (*results, error) {
 
 // perOp is what one operation of a Go benchmark costs.
 type perOp struct {
-	time          time.Duration
+	time, cpu     time.Duration
 	bytes, allocs int64
 }
 
@@ -138,5 +136,5 @@ func benchmark(f func(*testing.B)) (perOp, error) {
 	if r.N == 0 {
 		return perOp{}, fmt.Errorf("a benchmark failed")
 	}
-	return perOp{time.Duration(r.T.Nanoseconds() / int64(r.N)), r.AllocedBytesPerOp(), r.AllocsPerOp()}, nil
+	return perOp{time.Duration(r.T.Nanoseconds() / int64(r.N)), time.Duration(r.Extra[cpuPerOp]), r.AllocedBytesPerOp(), r.AllocsPerOp()}, nil
 }

@@ -60,8 +60,12 @@ var oneIntoFull = []struct {
 	}, 0},
 }
 
+const cpuPerOp = "cpu-ns/op"
+
 func benchOne(b *testing.B, s *scheduler.Scheduler, c *scheduler.Cluster, reqs [][]scheduler.Request, fits int) {
 	b.ReportAllocs()
+	cpu := cpuTime()
+	defer func() { b.ReportMetric(float64(cpuTime()-cpu)/float64(b.N), cpuPerOp) }()
 	for i := 0; b.Loop(); i++ {
 		ds, err := s.Place(c, reqs[i%len(reqs)])
 		if err != nil {

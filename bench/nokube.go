@@ -1,0 +1,6 @@
+//go:build !kube
+
+package main
+
+// otherPeers are those behind build tags.
+var otherPeers []contender
