@@ -18,6 +18,8 @@ import (
 	"path/filepath"
 	"syscall"
 
+	containerdlog "github.com/containerd/log"
+
 	"github.com/orchestrate-go/orchestrate"
 	"github.com/orchestrate-go/orchestrate/health"
 	"github.com/orchestrate-go/orchestrate/local"
@@ -67,6 +69,11 @@ func demo(ctx context.Context, dir string, port uint16, verbose bool) error {
 	level := slog.LevelWarn
 	if verbose {
 		level = slog.LevelDebug
+	}
+	// containerd's packages log by a logger of the process, which is the
+	// program's to set, not the library's.
+	if err := containerdlog.SetLevel("error"); err != nil {
+		return err
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	say := narrator()
