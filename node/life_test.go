@@ -405,7 +405,7 @@ func (b *taken) Program(ctx context.Context, rules []network.Rule) error {
 	defer b.mu.Unlock()
 	for _, r := range rules {
 		if !r.Address.IsValid() && r.Port == b.port {
-			return &network.ConflictError{Frontend: "tcp 0.0.0.0:80", Services: []string{r.Service}}
+			return &network.ConflictError{Frontend: "tcp 0.0.0.0:80", Services: []string{r.Service, "process 1 (httpd)"}}
 		}
 	}
 	return b.Balancer.Program(ctx, rules)

@@ -285,14 +285,20 @@ func (t *traffic) install(ctx context.Context, rules []network.Rule) (refused ma
 		}
 		// Of two services the one that was there before keeps the frontend;
 		// the control plane refuses a second one, so this is a race at most.
-		loser := conflict.Services[len(conflict.Services)-1]
-		before := len(rules)
-		rules = slices.DeleteFunc(slices.Clone(rules), func(r network.Rule) bool {
-			return r.Service == loser && !r.Address.IsValid()
-		})
-		if len(rules) == before {
+		// Others may be no services of ours, but processes of the node.
+		published := func(name string) func(network.Rule) bool {
+			return func(r network.Rule) bool { return r.Service == name && !r.Address.IsValid() }
+		}
+		loser := ""
+		for _, name := range conflict.Services {
+			if slices.ContainsFunc(rules, published(name)) {
+				loser = name
+			}
+		}
+		if loser == "" {
 			return refused, err
 		}
+		rules = slices.DeleteFunc(slices.Clone(rules), published(loser))
 		refused[loser] = fmt.Errorf("publish %s: %w", loser, err)
 	}
 }
