@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -74,9 +75,11 @@ func (m *Machine) UnmarshalText(data []byte) error {
 }
 
 func interfaces(m Machine) error {
-	entries, err := os.ReadDir("/sys/class/net")
-	for _, e := range entries {
-		m["interface: "+e.Name()] = true
+	// Those of our own network namespace: /sys/class/net has those of
+	// whoever mounted /sys.
+	list, err := net.Interfaces()
+	for _, i := range list {
+		m["interface: "+i.Name] = true
 	}
 	return err
 }
