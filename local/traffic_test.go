@@ -4,10 +4,17 @@ package local
 
 import (
 	"errors"
+	"io"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/orchestrate-go/orchestrate"
 )
@@ -138,4 +145,108 @@ func TestScale(t *testing.T) {
 	if counts := answers(t, "127.0.0.1:8081", 40); len(counts) != 2 {
 		t.Errorf("after Scale to 2: answered by %v, want two tasks", counts)
 	}
+}
+
+// A port that a program of the host has is told with the service that wants
+// it, and taken once it is free. Other services are not held up.
+func TestPortTakenByTheHost(t *testing.T) {
+	f := openFleet(t)
+	l, err := net.Listen("tcp", ":8081")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	s := service("web", 1)
+	s.Ports[0].Published = 8081
+	s.Update.ProgressDeadline = 30 * time.Second
+	events := watch(t, f)
+	apply(t, f, s, service("other", 1))
+	completed(t, f, "other")
+	e := until(t, events, "the conflict is told", func(e orchestrate.Event) bool { return e.Service == "web" && e.Failure != nil })
+	if e.Failure.Kind != orchestrate.FailedConflict || !strings.Contains(e.Failure.Message, "8081") {
+		t.Errorf("failure: got %+v, want a conflict about port 8081", e.Failure)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	completed(t, f, "web")
+	if got, want := get(t, "127.0.0.1:8081", "/"), one(t, f, "web").ID+" "; got != want {
+		t.Errorf("the port after it was freed: answered by %q, want %q", got, want)
+	}
+}
+
+// No request is lost while tasks are killed, added, taken away and replaced,
+// and the fleet is closed and opened again. One that a killed process had
+// begun to answer may be cut off; it is sent again, once.
+func TestNoRequestLost(t *testing.T) {
+	dir := newFolder(t)
+	f := openAt(t, dir)
+	defer func() { destroy(t, f) }()
+	s := service("web", 2)
+	s.Ports[0].Published = 8081
+	s.DrainDelay = 200 * time.Millisecond
+	up(t, f, s)
+	addresses := []string{"127.0.0.1:8081", at(hostIPv4.Addr(), 8081)}
+	for _, a := range virtual(t, f, "web") {
+		addresses = append(addresses, at(a, 80))
+	}
+	quit := make(chan struct{})
+	var load sync.WaitGroup
+	var requests, cut atomic.Int64
+	for _, address := range addresses {
+		load.Go(func() {
+			pace := time.NewTicker(5 * time.Millisecond)
+			defer pace.Stop()
+			for {
+				select {
+				case <-quit:
+					return
+				case <-pace.C:
+				}
+				_, err := ask(address, "/")
+				if errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF) {
+					cut.Add(1)
+					_, err = ask(address, "/")
+				}
+				requests.Add(1)
+				if err != nil {
+					t.Errorf("%s: %v", time.Now().Format(time.StampMilli), err)
+				}
+			}
+		})
+	}
+	say := func(what string) { t.Logf("%s: %s", time.Now().Format(time.StampMilli), what) }
+
+	say("killing")
+	events := watch(t, f)
+	victim := tasks(t, f, "web")[0]
+	if err := syscall.Kill(victim.Containers[0].PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	until(t, events, "the killed container's successor is ready", func(e orchestrate.Event) bool {
+		return e.Task == victim.ID && e.State == orchestrate.Ready && e.Restarts == 1
+	})
+	for _, n := range []int{4, 2} {
+		say("scaling")
+		if err := f.Scale(t.Context(), "web", n); err != nil {
+			t.Fatal(err)
+		}
+		completed(t, f, "web")
+	}
+	say("rolling")
+	s.Containers[0].Env = map[string]string{"VERSION": "2"}
+	up(t, f, s)
+	say("closing")
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	say("opening")
+	f = openAt(t, dir)
+	completed(t, f, "web")
+	say("rolling")
+	s.Containers[0].Env = map[string]string{"VERSION": "3"}
+	up(t, f, s)
+	close(quit)
+	load.Wait()
+	t.Logf("%d requests, %d of them cut off and sent again", requests.Load(), cut.Load())
 }
