@@ -107,6 +107,8 @@ require (
 	k8s.io/kubernetes v1.37.2
 )
 
+// Kubernetes requires its own staging modules at v0.0.0, which exist in its
+// repository only; these are the releases of them that go with it.
 replace k8s.io/api => k8s.io/api v0.37.2
 
 replace k8s.io/apiextensions-apiserver => k8s.io/apiextensions-apiserver v0.37.2
