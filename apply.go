@@ -141,7 +141,7 @@ func (s Service) stage(ctx context.Context, f *Fleet, b *batch) error {
 		return err
 	}
 	now := time.Now().UTC()
-	rec := record.Service{Spec: spec, Revision: 1, Hash: s.Template.Hash(), Created: now, Updated: now}
+	rec := record.Service{Spec: spec, Revision: 1, Hash: s.Template.Hash(), Created: now, Updated: now, Revised: now}
 	var old Service
 	if found {
 		var last record.Service
@@ -151,9 +151,12 @@ func (s Service) stage(ctx context.Context, f *Fleet, b *batch) error {
 		if err := json.Unmarshal(last.Spec, &old); err != nil {
 			return fmt.Errorf("read %s: %w", s.object(), err)
 		}
-		rec.Created, rec.Revision = last.Created, last.Revision
+		rec.Created, rec.Revision, rec.Revised, rec.History = last.Created, last.Revision, last.Revised, last.History
 		if last.Hash != rec.Hash {
-			rec.Revision++
+			rec.Revision, rec.Revised = last.Revision+1, now
+			if rec.History, err = f.archive(ctx, &s, &last, &old, len(spec)); err != nil {
+				return err
+			}
 		}
 		if bytes.Equal(last.Spec, spec) {
 			if failed, err := f.rolloutFailed(ctx, s.Namespace, s.Name, item.Revision); err != nil || !failed {

@@ -3,6 +3,7 @@ package control
 import (
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -50,8 +51,13 @@ func (v *view) decide() {
 
 // begin starts the rollout of a spec, which supersedes the one before.
 func (v *view) begin() {
+	var completed []record.Mark
+	if v.rollout.Created.Equal(v.created) { // else it was another service's, of the same name
+		completed = v.rollout.Completed
+	}
 	v.rollout = record.Rollout{
-		Spec: v.spec, Created: v.created, Revision: v.work.Revision, Hash: v.work.Hash,
+		Completed: completed,
+		Spec:      v.spec, Created: v.created, Revision: v.work.Revision, Hash: v.work.Hash,
 		State: record.Progressing, Started: v.now, Progressed: v.now,
 	}
 	st := v.standing()
@@ -132,6 +138,7 @@ func (v *view) judge(st standing, hopeless bool) {
 		v.fail(v.blocked.why, v.blocked.message)
 	case st.settled == v.work.Replicas && st.rest == 0:
 		r.State, r.Ended, r.Failures, r.Failure = record.RolloutCompleted, v.now, 0, nil
+		v.mark()
 	case hopeless:
 		v.fail(record.WhyFailures, "trying again cannot help: "+r.Failure.Message)
 	case r.Failures >= u.MaxFailures:
@@ -145,6 +152,18 @@ func (v *view) judge(st standing, hopeless bool) {
 	default:
 		v.fail(record.WhyDeadline, v.laggards(st))
 	}
+}
+
+// mark writes down that the revision completed. Without replicas that says
+// nothing of its template.
+func (v *view) mark() {
+	m := record.Mark{Revision: v.work.Revision, Hash: v.work.Hash}
+	old := v.rollout.Completed
+	if v.work.Replicas == 0 || len(old) > 0 && old[len(old)-1] == m {
+		return
+	}
+	old = old[max(0, len(old)-record.MaxHistory):]
+	v.rollout.Completed = append(slices.Clone(old), m)
 }
 
 func (v *view) fail(why, message string) {

@@ -66,6 +66,24 @@ type Service struct {
 	// from one of the same name that was removed before.
 	Created time.Time `json:"created"`
 	Updated time.Time `json:"updated"`
+	// Revised is when Revision was made.
+	Revised time.Time `json:"revised,omitzero"`
+	// History holds the templates before this one, the oldest first: at most
+	// MaxHistory, fewer where they are large.
+	History []Revision `json:"history,omitempty"`
+}
+
+// MaxHistory is the greatest length of Service.History.
+const MaxHistory = 10
+
+// Revision is an earlier template of a service.
+type Revision struct {
+	Revision int64     `json:"revision"`
+	Hash     string    `json:"hash"`
+	Created  time.Time `json:"created"`
+	// Template is the JSON of an orchestrate.Template with its defaults
+	// filled in.
+	Template json.RawMessage `json:"template"`
 }
 
 // Network is a network with its ranges chosen.
@@ -299,6 +317,17 @@ type Rollout struct {
 	// that have to go.
 	Best    int `json:"best"`
 	Settled int `json:"settled"`
+
+	// Completed are the revisions whose rollout completed with tasks, in
+	// that order: at most MaxHistory and the one that is served.
+	Completed []Mark `json:"completed,omitempty"`
+}
+
+// Mark names a revision. Its template is in the service's history, unless that
+// has become too long, or in its spec.
+type Mark struct {
+	Revision int64  `json:"revision"`
+	Hash     string `json:"hash"`
 }
 
 // Slot remembers the failures of a slot's tasks, so that its next is started
