@@ -169,7 +169,11 @@ func TestKilledAtAnyMoment(t *testing.T) {
 		for _, c := range list {
 			if c.State == runtime.Running {
 				if err := syscall.Kill(c.PID, 0); err != nil {
-					t.Errorf("round %d: %s is listed as running, its process is not there: %v", round, c.ID, err)
+					// It was being killed. Its exit is on its way then, and
+					// the test hangs if it is not.
+					if _, err := rt.Wait(t.Context(), c.ID); err != nil {
+						t.Errorf("round %d: %s is listed as running, its process is not there: %v", round, c.ID, err)
+					}
 				}
 			}
 			if err := rt.Remove(t.Context(), c.ID); err != nil {

@@ -227,6 +227,9 @@ func (r *Runtime) adoptOne(id string) {
 		}
 		if err != nil || state.Status == tasktypes.Status_CREATED {
 			// Start had not come to its end.
+			if err := r.abort(id); err != nil {
+				r.log.Error("a start that was cut off is not ended", "container", id, "error", err)
+			}
 			r.clear(id, c)
 			return
 		}
@@ -244,6 +247,9 @@ func (r *Runtime) adoptOne(id string) {
 			c.closePidfd()
 		}
 		r.watch(c)
+		if err == nil && state.Status == tasktypes.Status_STOPPED {
+			<-c.done // at once: what ended while nobody was there is not listed as running
+		}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

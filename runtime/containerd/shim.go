@@ -14,8 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -24,7 +22,6 @@ import (
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	eventsapi "github.com/containerd/containerd/api/services/ttrpc/events/v1"
 	"github.com/containerd/ttrpc"
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 )
@@ -282,10 +279,16 @@ func (p *shimPool) stop(ctx context.Context, s *shim) {
 	// The answer may get lost, as the shim ends. What tells is the
 	// connection's end.
 	_, _ = s.tasks.Shutdown(ctx, &taskapi.ShutdownRequest{ID: s.id, Now: true})
+	patience := time.NewTimer(time.Second)
+	defer patience.Stop()
 	select {
 	case <-s.closed:
-	case <-ctx.Done():
-		p.r.log.Warn("a shim does not end", "shim", s.id)
+	case <-patience.C:
+		// It still has a container, one that was being made when the program
+		// before this one died. Nobody will ask for it.
+		if err := killLost(s.id); err != nil {
+			p.r.log.Error("a shim does not end", "shim", s.id, "error", err)
+		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -371,7 +374,7 @@ func (p *shimPool) adoptIdle() error {
 			continue
 		}
 		if s, err = p.reconnect(d.Name()); err != nil {
-			if err := p.killLost(d.Name()); err != nil {
+			if err := killLost(d.Name()); err != nil {
 				return err
 			}
 			p.removeFiles(d.Name())
@@ -381,44 +384,6 @@ func (p *shimPool) adoptIdle() error {
 		p.release(p.r.ctx, s)
 	}
 	return nil
-}
-
-// killLost kills the processes of a shim that cannot be reached: the program
-// before this one may have died after it started the shim, or while it did,
-// and before it wrote down how to reach it.
-func (p *shimPool) killLost(id string) error {
-	for {
-		lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
-		if err != nil {
-			return err
-		}
-		found := false
-		for _, path := range lines {
-			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
-			if err != nil {
-				return err
-			}
-			fd, err := unix.PidfdOpen(pid, 0)
-			if err != nil {
-				continue // it has ended
-			}
-			// The descriptor is of the process whose arguments are read, or
-			// of none that lives. The ID was drawn at random: who has it as
-			// an argument is the shim, or what starts it.
-			text, err := os.ReadFile(path)
-			args := strings.Split(string(text), "\x00")
-			if i := slices.Index(args, id); err == nil && i > 0 && args[i-1] == "-id" {
-				found = true
-				if unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) == nil {
-					_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 5000)
-				}
-			}
-			unix.Close(fd)
-		}
-		if !found {
-			return nil
-		}
-	}
 }
 
 // close ends the idle shims and lets go of the others.

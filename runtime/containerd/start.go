@@ -145,18 +145,24 @@ func (r *Runtime) useImage(ctx context.Context, ref string) (_ *bundle, release 
 	if err != nil {
 		return nil, nil, err
 	}
+	chain := b.chain
 	r.mu.Lock()
-	r.chains[b.chain]++
+	r.chains[chain]++
 	r.mu.Unlock()
 	release = func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		if r.chains[b.chain]--; r.chains[b.chain] == 0 {
-			delete(r.chains, b.chain)
+		if r.chains[chain]--; r.chains[chain] == 0 {
+			delete(r.chains, chain)
 		}
 	}
-	// It may have been removed just before it was counted.
-	if b, err = r.store.lookup(ctx, ref); err != nil {
+	// It may have been removed, or come to mean another image, just before it
+	// was counted.
+	b, err = r.store.lookup(ctx, ref)
+	if err == nil && b.chain != chain {
+		err = fmt.Errorf("%q was changed meanwhile", ref)
+	}
+	if err != nil {
 		release()
 		return nil, nil, err
 	}
