@@ -28,7 +28,7 @@ import (
 // in the environment and a folder as the first argument.
 const childEnv = "ORCHESTRATE_TEST_CHILD"
 
-var children = map[string]func() error{"serve": serve, "churn": churn, "shared": shared, "daemon": daemonChild}
+var children = map[string]func() error{"serve": serve, "churn": churn, "shared": shared, "daemon": daemonChild, "client-churn": clientChurn}
 
 func child(t *testing.T, name, root string) *exec.Cmd {
 	t.Helper()

@@ -29,8 +29,7 @@ type ConnectOptions struct {
 	// namespaces.
 	Address string
 	// Namespace is the one in the daemon; "orchestrate" when empty. Several
-	// Clients may use one: each sees its own containers, but an ID is taken
-	// for all of them, and images are shared.
+	// Clients may use one: they share its images, each has its own containers.
 	Namespace string
 	// Root is the folder that belongs to this Client alone: logs and what it
 	// remembers. It is made when missing. The daemon's containers are marked
@@ -69,6 +68,8 @@ type Client struct {
 
 	runtime       string
 	runtimeConfig typeurl.Any // nil for another runtime than runc
+
+	undone map[string]*container // failed starts that left something; guarded by r.mu
 }
 
 var (
@@ -108,7 +109,7 @@ func Connect(opts ConnectOptions) (*Client, error) {
 	r := newRuntime(root, Options{
 		State: opts.State, Address: opts.Address, Namespace: opts.Namespace, Logger: opts.Logger,
 	})
-	cl := &Client{r: r, opts: opts, runtime: firstOf(opts.Runtime, runcRuntime)}
+	cl := &Client{r: r, opts: opts, runtime: firstOf(opts.Runtime, runcRuntime), undone: map[string]*container{}}
 	r.engine = cl
 	if err := cl.connect(); err != nil {
 		return nil, fmt.Errorf("connect to containerd at %s: %w", opts.Address, err)

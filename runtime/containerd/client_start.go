@@ -4,11 +4,13 @@ package containerd
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,17 +36,22 @@ const (
 	// labelRoot marks the daemon's containers that belong to a Client, with
 	// its Root.
 	labelRoot = "orchestrate.root"
+	// labelID says which of the Client's containers it is.
+	labelID = "orchestrate.id"
 	// recordExtension is where a container carries its record.
 	recordExtension = "orchestrate.record"
 )
 
-// taskName is what the daemon knows a container by. It takes no two
-// separators in succession, as in "a--b", which an ID may have.
-func taskName(id string) string {
-	if identifiers.Validate(id) == nil {
-		return id
+// newTask is what the daemon will know a container by: each start has its own
+// name, so that what is left of another of the same ID, or is just being
+// deleted, is not in its way. containerd takes no name with two separators in
+// succession, as in "a--b", which an ID may have.
+func newTask(id string) string {
+	const suffix = 8
+	if identifiers.Validate(id) != nil || len(id) > 76-1-suffix {
+		id = "id-" + shortHash(id)
 	}
-	return "id-" + shortHash(id)
+	return id + "-" + strings.ToLower(rand.Text()[:suffix])
 }
 
 // start implements engine.
@@ -59,18 +66,21 @@ func (cl *Client) start(ctx context.Context, spec runtime.Spec) (err error) {
 	if err != nil {
 		return err
 	}
-	c := &container{pidfd: -1, done: make(chan struct{})}
-	c.record = record{
-		ID: spec.ID, Task: taskName(spec.ID), Labels: spec.Labels, Image: spec.Image, Chain: b.chain, Group: spec.Group,
-	}
-	// Before anything is made: what is here under this name may be another's.
-	if err := cl.makeWay(ctx, c.task()); err != nil {
+	if err := cl.undoAgain(spec.ID); err != nil {
 		return err
 	}
+	c := &container{pidfd: -1, done: make(chan struct{})}
+	c.record = record{
+		ID: spec.ID, Task: newTask(spec.ID), Labels: spec.Labels, Image: spec.Image, Chain: b.chain, Group: spec.Group,
+	}
+	oci.Linux.CgroupsPath = r.cgroups.of(c.task())
 	defer func() {
 		if err != nil {
-			if clearErr := cl.clear(spec.ID, c); clearErr != nil {
-				r.log.Error("what a failed start made is left", "container", spec.ID, "error", clearErr)
+			if undoErr := cl.clear(spec.ID, c); undoErr != nil {
+				r.log.Error("what a failed start made is left for now", "container", spec.ID, "error", undoErr)
+				r.mu.Lock()
+				cl.undone[spec.ID] = c
+				r.mu.Unlock()
 			}
 		}
 	}()
@@ -92,11 +102,9 @@ func (cl *Client) start(ctx context.Context, spec runtime.Spec) (err error) {
 	// it is seen to its end, which is near, and undone after it.
 	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
 	defer cancel()
-	tasks := cl.client.TaskService()
-	request := &daemonapi.CreateTaskRequest{
+	created, err := cl.client.TaskService().Create(call, &daemonapi.CreateTaskRequest{
 		ContainerID: c.task(), Rootfs: mount.ToProto(rootfs), Terminal: spec.Terminal, Stdout: stdout, Stderr: stderr,
-	}
-	created, err := tasks.Create(call, request)
+	})
 	if err != nil {
 		return daemonError(spec.ID, err)
 	}
@@ -105,7 +113,7 @@ func (cl *Client) start(ctx context.Context, spec runtime.Spec) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	started, err := tasks.Start(call, &daemonapi.StartRequest{ContainerID: c.task()})
+	started, err := cl.client.TaskService().Start(call, &daemonapi.StartRequest{ContainerID: c.task()})
 	if err != nil {
 		return daemonError(spec.ID, err)
 	}
@@ -142,27 +150,31 @@ func (cl *Client) running(c *container, pid int, started time.Time) error {
 	}
 	// Where Exec finds the container's own files of users.
 	link := filepath.Join(cl.r.bundle(c.record.ID), "rootfs")
-	if err := os.Symlink(fmt.Sprintf("/proc/%d/root", pid), link); err != nil && !errors.Is(err, os.ErrExist) {
+	if err := os.Remove(link); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := os.Symlink(fmt.Sprintf("/proc/%d/root", pid), link); err != nil {
 		return err
 	}
 	return cl.r.save(c.record)
 }
 
-// makeWay deletes what a start that could not be undone left under a name,
-// and refuses what another made.
-func (cl *Client) makeWay(ctx context.Context, task string) error {
-	old, err := cl.client.ContainerService().Get(cl.r.store.with(ctx), task)
-	if errdefs.IsNotFound(err) {
+// undoAgain deletes what a failed start of an ID left because the daemon was
+// not there.
+func (cl *Client) undoAgain(id string) error {
+	cl.r.mu.Lock()
+	c := cl.undone[id]
+	cl.r.mu.Unlock()
+	if c == nil {
 		return nil
 	}
-	if err != nil {
-		return err
+	if err := cl.clear(id, c); err != nil {
+		return fmt.Errorf("delete what is left of an earlier start: %w", err)
 	}
-	if owner := old.Labels[labelRoot]; owner != cl.r.root {
-		return fmt.Errorf("containerd's namespace %s has a container %s already, of %s: want another ID or namespace",
-			cl.r.store.ns, task, firstOf(owner, "another program"))
-	}
-	return cl.clear(cl.recordOf(old).ID, nil)
+	cl.r.mu.Lock()
+	defer cl.r.mu.Unlock()
+	delete(cl.undone, id)
+	return nil
 }
 
 // create makes the container in the daemon, with its writable layer. The
@@ -178,7 +190,7 @@ func (cl *Client) create(ctx context.Context, rec record, oci *specs.Spec) ([]mo
 	if err != nil {
 		return nil, err
 	}
-	marks := map[string]string{labelRoot: cl.r.root}
+	marks := map[string]string{labelRoot: cl.r.root, labelID: rec.ID}
 	for k, v := range rec.Labels {
 		// For those who look at the daemon; the record has all of them.
 		if _, own := marks[k]; !own && labels.Validate(k, v) == nil && !labels.IsReserved(k) {
@@ -228,30 +240,88 @@ func daemonError(id string, err error) error {
 	return startError(id, err)
 }
 
+// deleteTask has the daemon delete the process of a container. While the
+// daemon itself deletes it, as when its shim died, it fails with all sorts of
+// errors.
+func (cl *Client) deleteTask(ctx context.Context, task string) (err error) {
+	for range undoTries {
+		_, err = cl.client.TaskService().Delete(ctx, &daemonapi.DeleteTaskRequest{ContainerID: task})
+		if err == nil {
+			return nil
+		}
+		if err = errgrpc.ToNative(err); errdefs.IsNotFound(err) {
+			return nil
+		}
+		if err := pause(ctx); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("delete its task: %w", err)
+}
+
+const (
+	// retryDelay is how long after a failed call the daemon is asked again.
+	// While none runs the call itself waits.
+	retryDelay = 100 * time.Millisecond
+	undoTries  = 50
+)
+
+func pause(ctx context.Context) error {
+	retry := time.NewTimer(retryDelay)
+	defer retry.Stop()
+	select {
+	case <-retry.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// killShim kills a container's shim that containerd has forgotten: it does so
+// when it dies right after it started one.
+func (cl *Client) killShim(task string) error {
+	want := []string{"-namespace", cl.r.store.ns, "-id", task, "-address", cl.opts.Address}
+	return killByArgs(func(args []string) bool {
+		i := slices.Index(args, want[0])
+		return i > 0 && len(args)-i >= len(want) && slices.Equal(args[i:i+len(want)], want)
+	})
+}
+
 // clear implements engine.
 func (cl *Client) clear(id string, c *container) error {
+	c.closePidfd()
+	if err := cl.deleteContainer(c.task(), c.exited()); err != nil {
+		return err
+	}
+	c.shim.hangUp()
+	// By now the shim has written all of the output.
+	cl.r.logs.remove(id)
+	return os.RemoveAll(cl.r.bundle(id))
+}
+
+// deleteContainer deletes all that the daemon, its shim and runc have of a
+// container, as far as it is there.
+func (cl *Client) deleteContainer(task string, exited bool) error {
 	ctx, cancel := context.WithTimeout(cl.r.store.with(context.Background()), 30*time.Second)
 	defer cancel()
-	c.closePidfd()
-	task := taskName(id)
-	tasks := daemonTasks{api: cl.client.TaskService()}
-	if c == nil || !c.exited() {
+	if !exited {
+		tasks := daemonTasks{api: cl.client.TaskService()}
 		_, err := tasks.Kill(ctx, &taskapi.KillRequest{ID: task, Signal: uint32(unix.SIGKILL), All: true})
 		if err == nil {
 			_, err = tasks.Wait(ctx, &taskapi.WaitRequest{ID: task})
 		}
 		if err != nil && !errdefs.IsNotFound(errgrpc.ToNative(err)) {
-			cl.r.log.Debug("a container that is to be deleted was not killed by containerd", "container", id, "error", err)
+			cl.r.log.Debug("containerd did not kill a container that is to be deleted", "container", task, "error", err)
 		}
 	}
-	if _, err := tasks.Delete(ctx, &taskapi.DeleteRequest{ID: task}); err != nil && !errdefs.IsNotFound(errgrpc.ToNative(err)) {
-		return fmt.Errorf("delete its task: %w", errgrpc.ToNative(err))
+	if err := cl.deleteTask(ctx, task); err != nil {
+		return err
 	}
-	if c != nil {
-		c.shim.hangUp()
+	if !exited {
+		if err := cl.killShim(task); err != nil {
+			return err
+		}
 	}
-	// By now the shim has written all of the output.
-	cl.r.logs.remove(id)
 	for _, step := range []struct {
 		what   string
 		delete func(context.Context, string) error
@@ -266,7 +336,6 @@ func (cl *Client) clear(id string, c *container) error {
 		}
 	}
 	// What a runc that was killed half-way left.
-	cl.r.cgroups.remove(id)
-	return errors.Join(
-		os.RemoveAll(filepath.Join(cl.r.runcRoot(), cl.r.store.ns, task)), os.RemoveAll(cl.r.bundle(id)))
+	cl.r.cgroups.remove(task)
+	return os.RemoveAll(filepath.Join(cl.r.runcRoot(), cl.r.store.ns, task))
 }

@@ -3,16 +3,20 @@
 package containerd_test
 
 import (
+	"archive/tar"
+	"bytes"
 	stdcontext "context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 
 	"github.com/orchestrate-go/orchestrate/runtime"
 	"github.com/orchestrate-go/orchestrate/runtime/containerd"
@@ -166,146 +170,14 @@ func (c *connection) pid(t *testing.T, id string) int {
 	return 0
 }
 
-// A daemon that is killed takes no container with it, ends no Wait and loses
-// no exit, whether the container ends before it is back or after.
-func TestDaemonKilled(t *testing.T) {
-	for name, change := range map[string]func(containerd.ConnectOptions) containerd.ConnectOptions{
-		"by shim":          func(o containerd.ConnectOptions) containerd.ConnectOptions { return o },
-		"by daemon, alone": containerd.ViaDaemon,
-	} {
-		t.Run(name, func(t *testing.T) {
-			d := startDaemon(t)
-			c := connect(t, d, change(containerd.ConnectOptions{}))
-			begin(t, c, "during", "wait", "exit=3")
-			begin(t, c, "after", "wait", "exit=4")
-			begin(t, c, "gone", "ignore")
-			type result struct {
-				id   string
-				exit runtime.Exit
-				err  error
-			}
-			results := make(chan result, 2)
-			for _, id := range []string{"during", "after"} {
-				go func() {
-					exit, err := c.Wait(t.Context(), id)
-					results <- result{id, exit, err}
-				}()
-			}
-			pid := c.pid(t, "during")
-			d.kill()
-			if err := c.Kill(t.Context(), "during", runtime.SIGTERM); err != nil {
-				t.Errorf("Kill without a daemon: got %v, want nil", err)
-			}
-			if got, err := c.List(t.Context(), nil); err != nil || len(got) != 3 {
-				t.Errorf("List without a daemon: got %v, %v; want three containers", got, err)
-			}
-			if err := waitForEnd(pid, 0); err != nil {
-				t.Fatal(err)
-			}
-			d.start(t)
-			if err := c.Kill(t.Context(), "after", runtime.SIGTERM); err != nil {
-				t.Error(err)
-			}
-			for range 2 {
-				r := <-results
-				if want := map[string]int{"during": 3, "after": 4}[r.id]; r.err != nil || r.exit.Code != want || r.exit.OOMKilled {
-					t.Errorf("Wait for %s: got %v, %v; want exit code %d", r.id, r.exit, r.err, want)
-				}
-			}
-			code, err := c.Exec(t.Context(), "gone", runtime.Exec{Args: []string{"/program", "exit=6"}})
-			if err != nil || code != 6 {
-				t.Errorf("Exec after the restart: got %d, %v; want 6", code, err)
-			}
-			if err := c.Remove(t.Context(), "gone"); err != nil {
-				t.Error(err)
-			}
-			begin(t, c, "gone", "exit=5")
-			if exit, err := c.Wait(t.Context(), "gone"); err != nil || exit.Code != 5 {
-				t.Errorf("a start after the restart: got %v, %v; want exit code 5", exit, err)
-			}
-		})
-	}
-}
-
-// waitForEnd sends a process a signal, if not zero, and waits for its end,
-// which its parent, a shim, may not have seen yet.
-func waitForEnd(pid int, signal unix.Signal) error {
-	fd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if err := unix.PidfdSendSignal(fd, signal, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return err
-	}
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000)
-	if n == 0 {
-		return fmt.Errorf("process %d does not end", pid)
-	}
-	return err
-}
-
-// Neither the program nor the daemon is there when containers end.
-func TestBothGone(t *testing.T) {
-	d := startDaemon(t)
-	c := connect(t, d, containerd.ConnectOptions{})
-	begin(t, c, "ends", "print=out", "wait", "exit=7")
-	begin(t, c, "runs", "ignore")
-	ends, runs := c.pid(t, "ends"), c.pid(t, "runs")
-	if err := c.Close(); err != nil {
-		t.Fatal(err)
-	}
-	d.kill()
-	if err := waitForEnd(ends, unix.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	d.start(t)
-	again, err := dial(d, c.opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := again.end(d); err != nil {
-			t.Error(err)
-		}
-	})
-	if exit, err := again.Wait(t.Context(), "ends"); err != nil || exit.Code != 7 {
-		t.Errorf("got %v, %v; want exit code 7", exit, err)
-	}
-	if got := again.pid(t, "runs"); got != runs {
-		t.Errorf("a container that ran on has the process %d, want %d", got, runs)
-	}
-	if err := again.Kill(t.Context(), "runs", runtime.SIGKILL); err != nil {
-		t.Error(err)
-	}
-	if exit, err := again.Wait(t.Context(), "runs"); err != nil || exit.Code != 137 {
-		t.Errorf("got %v, %v; want exit code 137", exit, err)
-	}
-}
-
-// A call that needs the daemon waits for it, until its context ends.
-func TestCallWithoutDaemon(t *testing.T) {
-	d := startDaemon(t)
-	c := connect(t, d, containerd.ConnectOptions{})
-	d.kill()
-	ctx, cancel := stdcontext.WithTimeout(t.Context(), 200*time.Millisecond)
-	defer cancel()
-	if err := c.Start(ctx, runtime.Spec{ID: "a", Image: testImage}); !errors.Is(err, stdcontext.DeadlineExceeded) {
-		t.Errorf("Start: got %v, want context.DeadlineExceeded", err)
-	}
-	started := make(chan error, 1)
-	go func() {
-		started <- c.Start(t.Context(), runtime.Spec{ID: "a", Image: testImage, Args: []string{"exit=2"}})
-	}()
-	d.start(t)
-	if err := <-started; err != nil {
-		t.Errorf("a start that waited for the daemon: got %v, want nil", err)
-	}
-	if exit, err := c.Wait(t.Context(), "a"); err != nil || exit.Code != 2 {
-		t.Errorf("got %v, %v; want exit code 2", exit, err)
+// ready waits for a container's first line, after which it has its signals
+// handled.
+func ready(t *testing.T, c *connection, id string) {
+	t.Helper()
+	first := errors.New("first line")
+	err := c.Logs(t.Context(), id, runtime.LogOptions{Follow: true}, func(runtime.LogLine) error { return first })
+	if !errors.Is(err, first) {
+		t.Fatalf("%s has no line: %v", id, err)
 	}
 }
 
@@ -328,5 +200,131 @@ func TestConnectErrors(t *testing.T) {
 	}
 	if err := c.Start(t.Context(), runtime.Spec{ID: "a", Image: testImage}); !errors.Is(err, runtime.ErrClosed) {
 		t.Errorf("Start after Close: got %v, want ErrClosed", err)
+	}
+}
+
+// Clients of other Roots have containers of their own in the same namespace.
+func TestClientsOfOneNamespace(t *testing.T) {
+	d := startDaemon(t)
+	a, b := connect(t, d, containerd.ConnectOptions{}), connect(t, d, containerd.ConnectOptions{})
+	begin(t, a, "a", "ignore")
+	begin(t, b, "b", "ignore")
+	if list, err := b.List(t.Context(), nil); err != nil || len(list) != 1 || list[0].ID != "b" {
+		t.Errorf("List of one: got %v, %v; want its own container alone", list, err)
+	}
+	begin(t, b, "a", "exit=3")
+	if exit, err := b.Wait(t.Context(), "a"); err != nil || exit.Code != 3 {
+		t.Errorf("an ID that the other has as well: got %v, %v; want exit code 3", exit, err)
+	}
+	if err := errors.Join(b.Remove(t.Context(), "a"), b.Remove(t.Context(), "b")); err != nil {
+		t.Error(err)
+	}
+	if list, err := a.List(t.Context(), nil); err != nil || len(list) != 1 || list[0].State != runtime.Running {
+		t.Errorf("the other's container: got %v, %v; want it running still", list, err)
+	}
+	if err := a.Remove(t.Context(), "a"); err != nil {
+		t.Error(err)
+	}
+}
+
+// What the daemon knows of a container is of use to those who look at it.
+func TestClientContainer(t *testing.T) {
+	d := startDaemon(t)
+	c := connect(t, d, containerd.ConnectOptions{})
+	long := strings.Repeat("x", 5000) // more than containerd takes in a label
+	spec := runtime.Spec{
+		// Two separators in succession are no name in containerd.
+		ID: "a--b", Image: testImage, Args: []string{"print=ready", "ignore"},
+		Labels: map[string]string{runtime.LabelTask: "web.1", "note": long},
+	}
+	if err := c.Start(t.Context(), spec); err != nil {
+		t.Fatal(err)
+	}
+	list, err := d.client.Containers(namespaces.WithNamespace(t.Context(), "orchestrate"), `labels."orchestrate.task"==web.1`)
+	if err != nil || len(list) != 1 {
+		t.Fatalf("containerd finds %v, %v by the task's label: want one container", list, err)
+	}
+	if code, err := c.Exec(t.Context(), "a--b", runtime.Exec{Args: []string{"/program", "exit=3"}, User: "nobody"}); err != nil || code != 3 {
+		t.Errorf("Exec: got %d, %v; want 3", code, err)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// As when somebody cleans up /run: the daemon knows enough.
+	if err := os.RemoveAll(filepath.Join(containerd.StateDir(c.opts.Root), "c")); err != nil {
+		t.Fatal(err)
+	}
+	if c, err = dial(d, c.opts); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.end(d); err != nil {
+			t.Error(err)
+		}
+	})
+	got, err := c.List(t.Context(), nil)
+	if err != nil || len(got) != 1 || got[0].ID != "a--b" || got[0].State != runtime.Running || got[0].Labels["note"] != long {
+		t.Fatalf("adopted without its record: got %v, %v; want a--b, running, with its labels", got, err)
+	}
+	if code, err := c.Exec(t.Context(), "a--b", runtime.Exec{Args: []string{"/program", "exit=4"}}); err != nil || code != 4 {
+		t.Errorf("Exec: got %d, %v; want 4", code, err)
+	}
+	ready(t, c, "a--b")
+}
+
+// The daemon's content store sees nothing of an archive that is refused.
+func TestClientHostileImport(t *testing.T) {
+	d := startDaemon(t)
+	c, err := dial(d, containerd.ConnectOptions{Root: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	var text bytes.Buffer
+	w := tar.NewWriter(&text)
+	body := []byte("hidden")
+	for _, name := range []string{"blobs/sha256/" + fmt.Sprintf("%x", sha256.Sum256(body)), "../out"} {
+		if err := errors.Join(w.WriteHeader(&tar.Header{Name: name, Mode: 0o600, Size: int64(len(body))}), second(w.Write(body))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var archive *runtime.ArchiveError
+	if _, err := c.Import(t.Context(), &text); !errors.As(err, &archive) || archive.Entry != "../out" {
+		t.Errorf("got %v, want a *ArchiveError about ../out", err)
+	}
+	ctx := namespaces.WithNamespace(t.Context(), "orchestrate")
+	err = d.client.ContentStore().Walk(ctx, func(i content.Info) error {
+		t.Errorf("containerd has %s of a refused archive", i.Digest)
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func second(_ int, err error) error { return err }
+
+func TestClientPull(t *testing.T) {
+	d := startDaemon(t)
+	c := connect(t, d, containerd.ConnectOptions{})
+	right := runtime.Credentials{Username: "user", Password: "secret"}
+	ref := startRegistry(t, &right) + "/private:1"
+	push(t, ref)
+	if _, err := c.Pull(t.Context(), ref, runtime.PullOptions{}); !errors.Is(err, runtime.ErrUnauthorized) {
+		t.Errorf("without credentials: got %v, want ErrUnauthorized", err)
+	}
+	var last runtime.Progress
+	img, err := c.Pull(t.Context(), ref, runtime.PullOptions{
+		Credentials: func(stdcontext.Context, string) (runtime.Credentials, error) { return right, nil },
+		Progress:    func(p runtime.Progress) { last = p },
+	})
+	if err != nil || img.Ref != ref || last.Done == 0 || last.Done != last.Total {
+		t.Errorf("got %+v, %v, progress %+v; want the image and all of it counted", img, err, last)
+	}
+	if err := c.RemoveImage(t.Context(), ref); err != nil {
+		t.Error(err)
 	}
 }

@@ -5,9 +5,11 @@ package containerd
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -22,10 +24,6 @@ import (
 	"github.com/orchestrate-go/orchestrate/runtime"
 )
 
-// retryDelay is how long after a failed call the daemon is asked again. While
-// none runs the call itself waits.
-const retryDelay = 100 * time.Millisecond
-
 // watch waits for the container's exit until the Client is closed.
 func (cl *Client) watch(c *container) {
 	r := cl.r
@@ -35,7 +33,7 @@ func (cl *Client) watch(c *container) {
 			switch {
 			case err == nil:
 				r.finish(c, runtime.Exit{
-					Code: int(resp.ExitStatus), At: resp.ExitedAt.AsTime(), OOMKilled: r.cgroups.oomKills(c.record.ID) > 0,
+					Code: int(resp.ExitStatus), At: resp.ExitedAt.AsTime(), OOMKilled: r.cgroups.oomKills(c.task()) > 0,
 				})
 				return
 			case r.ctx.Err() != nil:
@@ -46,12 +44,7 @@ func (cl *Client) watch(c *container) {
 				return
 			}
 			// The daemon ended in the middle of the call.
-			retry := time.NewTimer(retryDelay)
-			select {
-			case <-retry.C:
-			case <-r.ctx.Done():
-				retry.Stop()
-			}
+			_ = pause(r.ctx) // its end is seen by the next call
 		}
 	})
 }
@@ -61,11 +54,11 @@ func (cl *Client) watch(c *container) {
 // container that nobody watches must not run on.
 func (cl *Client) lost(c *container, cause error) {
 	cl.r.log.Error("a shim is gone; its container is killed", "container", c.record.ID, "error", cause)
-	kills := cl.r.cgroups.oomKills(c.record.ID)
+	kills := cl.r.cgroups.oomKills(c.task())
 	if err := c.signal(runtime.SIGKILL); err != nil {
 		cl.r.log.Error("a container without a shim is not killed", "container", c.record.ID, "error", err)
 	}
-	cl.r.cgroups.kill(c.record.ID)
+	cl.r.cgroups.kill(c.task())
 	cl.r.finish(c, runtime.Exit{Code: 128 + int(runtime.SIGKILL), At: time.Now(), OOMKilled: kills > 0})
 }
 
@@ -77,32 +70,37 @@ func (cl *Client) adopt(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// Of several with one ID the last is meant.
+	slices.SortFunc(list, func(a, b containers.Container) int { return b.CreatedAt.Compare(a.CreatedAt) })
 	var wg sync.WaitGroup
 	limit := make(chan struct{}, 16)
 	known := map[string]bool{}
 	errs := make([]error, len(list))
 	for i, found := range list {
-		rec := cl.recordOf(found)
-		known[rec.ID] = true
+		rec, ok := cl.recordOf(found)
+		ok = ok && !known[rec.ID]
+		if ok {
+			known[rec.ID] = true
+		}
 		wg.Go(func() {
 			limit <- struct{}{}
 			defer func() { <-limit }()
-			errs[i] = cl.adoptOne(ctx, found, rec)
+			if ok {
+				errs[i] = cl.adoptOne(ctx, found, rec)
+				return
+			}
+			errs[i] = cl.deleteContainer(found.ID, false)
 		})
 	}
 	wg.Wait()
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
 	dirs, err := os.ReadDir(cl.r.bundles())
-	if err != nil {
+	if err := errors.Join(append(errs, err)...); err != nil {
 		return err
 	}
 	for _, d := range dirs {
 		if !known[d.Name()] {
-			if err := cl.clear(d.Name(), nil); err != nil {
+			// The daemon never had it, or has it no more.
+			if err := os.RemoveAll(cl.r.bundle(d.Name())); err != nil {
 				return err
 			}
 		}
@@ -111,17 +109,19 @@ func (cl *Client) adopt(ctx context.Context) error {
 }
 
 // recordOf returns what is remembered of a container: on disk, or, for what
-// was known when it was made, in the daemon.
-func (cl *Client) recordOf(found containers.Container) (rec record) {
-	if ext := found.Extensions[recordExtension]; ext == nil || json.Unmarshal(ext.GetValue(), &rec) != nil || taskName(rec.ID) != found.ID {
-		return record{ID: found.ID, Task: found.ID}
+// was known when it was made, in the daemon. It is false for one whose ID was
+// started again.
+func (cl *Client) recordOf(found containers.Container) (rec record, ok bool) {
+	ext := found.Extensions[recordExtension]
+	if ext == nil || json.Unmarshal(ext.GetValue(), &rec) != nil || rec.Task != found.ID || !runtime.ValidID(rec.ID) {
+		return rec, false
 	}
 	var saved record
 	text, err := os.ReadFile(filepath.Join(cl.r.bundle(rec.ID), recordFile))
-	if err == nil && json.Unmarshal(text, &saved) == nil && saved.Run == rec.Run && saved.ID == rec.ID {
-		return saved
+	if err != nil || json.Unmarshal(text, &saved) != nil {
+		return rec, true
 	}
-	return rec
+	return saved, saved.Task == rec.Task
 }
 
 func (cl *Client) adoptOne(ctx context.Context, found containers.Container, rec record) error {

@@ -31,9 +31,9 @@ func (r *Runtime) Stats(ctx context.Context, id string) (runtime.Stats, error) {
 		return runtime.Stats{}, wrap("stats of container", id, err)
 	}
 	if r.cgroups.unified {
-		return r.cgroups.statsV2(id), nil
+		return r.cgroups.statsV2(c.task()), nil
 	}
-	return r.cgroups.statsV1(id), nil
+	return r.cgroups.statsV1(c.task()), nil
 }
 
 // statsV1 follows Documentation/admin-guide/cgroup-v1 of the kernel.
