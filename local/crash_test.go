@@ -59,6 +59,13 @@ func TestCrash(t *testing.T) {
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		f, err := Open(c.dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		destroy(t, f)
+	})
 	// How long each takes when nobody kills it says from where to draw.
 	for _, op := range operations {
 		c.measure(op)
@@ -75,7 +82,6 @@ func TestCrash(t *testing.T) {
 	}
 	t.Logf("programs killed in the middle of each operation: %v, while they recovered: %d; had ended before: %d; requests while the program was killed and away: %d, lines acknowledged: %d",
 		c.killed, c.killedAgain, c.late, c.requests, len(c.acked))
-	destroy(t, openAt(t, c.dir))
 }
 
 // The operations that programs are killed in, in the order that makes each
