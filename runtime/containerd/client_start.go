@@ -54,20 +54,34 @@ func newTask(id string) string {
 	return id + "-" + strings.ToLower(rand.Text()[:suffix])
 }
 
-// start implements engine.
-func (cl *Client) start(ctx context.Context, spec runtime.Spec) (err error) {
+// start implements engine. What the daemon's end cut off is undone and done
+// again when it is back, unless the container may have run by then: that is
+// the caller's to decide.
+func (cl *Client) start(ctx context.Context, spec runtime.Spec) error {
+	for {
+		ran, err := cl.startOnce(ctx, spec)
+		if err == nil || ran || !errdefs.IsUnavailable(err) {
+			return err
+		}
+		if err := pause(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+func (cl *Client) startOnce(ctx context.Context, spec runtime.Spec) (ran bool, err error) {
 	r := cl.r
 	b, release, err := r.useImage(ctx, spec.Image)
 	if err != nil {
-		return fmt.Errorf("image %q: %w", spec.Image, err)
+		return false, fmt.Errorf("image %q: %w", spec.Image, err)
 	}
 	defer release()
 	oci, err := r.ociSpec(ctx, spec, b)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if err := cl.undoAgain(spec.ID); err != nil {
-		return err
+		return false, err
 	}
 	c := &container{pidfd: -1, done: make(chan struct{})}
 	c.record = record{
@@ -86,17 +100,17 @@ func (cl *Client) start(ctx context.Context, spec runtime.Spec) (err error) {
 	}()
 	stdout, stderr, err := r.makeLogs(spec, &c.record)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if err := cl.saveNew(c.record, oci); err != nil {
-		return err
+		return false, err
 	}
 	rootfs, err := cl.create(ctx, c.record, oci)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if err := ctx.Err(); err != nil {
-		return err
+		return false, err
 	}
 	// As with a shim: a call of the daemon that is given up goes on there. So
 	// it is seen to its end, which is near, and undone after it.
@@ -106,25 +120,25 @@ func (cl *Client) start(ctx context.Context, spec runtime.Spec) (err error) {
 		ContainerID: c.task(), Rootfs: mount.ToProto(rootfs), Terminal: spec.Terminal, Stdout: stdout, Stderr: stderr,
 	})
 	if err != nil {
-		return daemonError(spec.ID, err)
+		return false, daemonError(spec.ID, err)
 	}
 	c.record.Shim = shimAddress(int(created.Pid), c.task())
 	c.shim = cl.shimFor(c.record.Shim)
 	if err := ctx.Err(); err != nil {
-		return err
+		return false, err
 	}
 	started, err := cl.client.TaskService().Start(call, &daemonapi.StartRequest{ContainerID: c.task()})
 	if err != nil {
-		return daemonError(spec.ID, err)
+		return true, daemonError(spec.ID, err)
 	}
 	if err := cl.running(c, int(started.Pid), time.Now()); err != nil {
-		return err
+		return true, err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.containers[spec.ID] = c
 	cl.watch(c)
-	return nil
+	return true, nil
 }
 
 // saveNew writes down what Exec and the next Connect need to know.
@@ -331,7 +345,11 @@ func (cl *Client) deleteContainer(task string, exited bool) error {
 		// The last: what is left is found by it.
 		{"it", cl.client.ContainerService().Delete},
 	} {
-		if err := step.delete(ctx, task); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsNotImplemented(err) {
+		err := step.delete(ctx, task)
+		for errdefs.IsUnavailable(err) && pause(ctx) == nil {
+			err = step.delete(ctx, task)
+		}
+		if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsNotImplemented(err) {
 			return fmt.Errorf("delete %s in containerd: %w", step.what, err)
 		}
 	}

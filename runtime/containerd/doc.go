@@ -45,6 +45,32 @@
 // program while it has the runtime open: none is lost when it is not, but
 // neither is it bounded until the next Open.
 //
+// # With a daemon
+//
+// [Connect] has a containerd that runs already, version 2, make and delete the
+// containers, for machines that have one and whose tools should see what runs:
+//
+//	rt, err := containerd.Connect(containerd.ConnectOptions{Root: "/var/lib/myapp/runtime"})
+//
+// The [Client] that it returns keeps the same promises as a Runtime, by the
+// same specs, defaults and log files, and images go into the daemon's store.
+// What runs needs the daemon no more: the Client waits for exits at the shims
+// themselves, whose sockets it finds by way of the processes, so a daemon that
+// is stopped, killed or upgraded ends no Wait and loses no exit. Starts and
+// removals wait until it is back. For shims that speak another protocol the
+// Client asks the daemon instead, and asks again when that was restarted.
+//
+// A daemon that starts takes the shim of a container that has ended for a leak
+// and deletes it. So each container gets an entry in the daemon's list of
+// sandboxes, by which the daemon keeps the shim, and the exit code can be had
+// even when neither the program nor the daemon was there at the end.
+//
+// In the daemon a container is named by its ID and eight random characters,
+// new for each start; its labels have the ID, the Root and what the spec has.
+//
+// Options.Address is less than this: [Open] then uses the daemon's images, and
+// starts containers by shims of its own, faster, that the daemon does not list.
+//
 // # Differences from containerd's defaults
 //
 // The default seccomp profile allows the system calls of the image's own
