@@ -243,11 +243,9 @@ func (f *Fleet) waitRemoved(ctx context.Context, r *Result, name string) error {
 			left = left || item.Key == key
 		}
 		if !left {
-			tasks, err := f.tasks(ctx, name)
-			if err != nil {
+			if left, err = f.anyTask(ctx, ns, base); err != nil {
 				return err
 			}
-			left = len(tasks) > 0
 		}
 		if !left {
 			if !known {
@@ -257,10 +255,39 @@ func (f *Fleet) waitRemoved(ctx context.Context, r *Result, name string) error {
 			return nil
 		}
 		known = true
-		if err := f.next(ctx, []string{key, record.Tasks}, snapshot.Revision); err != nil {
+		if err := f.next(ctx, []string{key, record.Tasks, record.Statuses}, snapshot.Revision); err != nil {
 			return err
 		}
 	}
+}
+
+// anyTask reports whether a service has a task, or the status of one on a node
+// that is alive: its last word is that it has forgotten the task.
+func (f *Fleet) anyTask(ctx context.Context, namespace, name string) (bool, error) {
+	for _, prefix := range []string{record.Tasks, record.Statuses} {
+		snapshot, err := f.store.List(ctx, prefix)
+		if err != nil {
+			return false, err
+		}
+		for _, item := range snapshot.Items {
+			// Tasks and statuses name their service alike.
+			var of struct{ Namespace, Service string }
+			if err := json.Unmarshal(item.Value, &of); err != nil {
+				return false, fmt.Errorf("read %s: %w", item.Key, err)
+			}
+			if of.Namespace != namespace || of.Service != name {
+				continue
+			}
+			if prefix == record.Tasks {
+				return true, nil
+			}
+			_, alive, err := store.Get(ctx, f.store, record.Key(record.Alive, record.Split(item.Key, prefix, 2)[0]))
+			if err != nil || alive {
+				return alive, err
+			}
+		}
+	}
+	return false, nil
 }
 
 // next returns after the next change of one of the prefixes.

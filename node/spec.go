@@ -151,6 +151,10 @@ func (t *task) resolvConf() (string, error) {
 	for _, s := range servers[:min(len(servers), 3)] { // MAXNS of resolv.conf(5)
 		fmt.Fprintf(&b, "nameserver %s\n", s)
 	}
+	if len(search) == 0 && len(d.Servers) > 0 {
+		// Else resolvers search the domain that they see in the hostname.
+		search = []string{"."}
+	}
 	if len(search) > 0 {
 		fmt.Fprintf(&b, "search %s\n", strings.Join(search, " "))
 	}
