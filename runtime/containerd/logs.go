@@ -18,6 +18,10 @@ import (
 
 var _ runtime.LogReader = (*Runtime)(nil)
 
+// writerRecheck is how long after an exit a file that the shim seems to have
+// open is looked at again.
+const writerRecheck = 10 * time.Millisecond
+
 // maxLine is the length above which a line comes in pieces.
 const maxLine = 16 << 10
 
@@ -176,15 +180,20 @@ func (r *Runtime) readRun(ctx context.Context, id string, c *container, readers 
 		if err := to.flush(); err != nil {
 			return err
 		}
-		exited := c.done
+		exited, again := c.done, (<-chan time.Time)(nil)
 		if c.exited() {
 			exited = nil
 			if changed == nil {
 				return nil
 			}
+			// The kernel tells of the shim's close a moment before the file
+			// counts as closed (__fput: fsnotify_close comes first), and then
+			// no more.
+			again = time.After(writerRecheck)
 		}
 		select {
 		case <-changed:
+		case <-again:
 		case <-exited:
 		case <-ctx.Done():
 			return ctx.Err()
