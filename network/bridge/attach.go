@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -208,7 +209,36 @@ func (d *Driver) plug(nw *segment, a network.Attachment, v veth) error {
 			return fmt.Errorf("interface %s: hairpin: %w", v.name, err)
 		}
 	}
-	return configure(inner, nw, a)
+	if err := configure(inner, nw, a); err != nil {
+		return err
+	}
+	return d.introduce(nw, a, v.mac)
+}
+
+// introduce tells the node where the task's addresses are, so that it never
+// has to ask: a busy task answers no neighbour solicitation in time, and
+// connections to it would fail as to a host that is not there.
+func (d *Driver) introduce(nw *segment, a network.Attachment, hardware net.HardwareAddr) error {
+	for _, addr := range a.Addresses {
+		err := d.host.NeighSet(&netlink.Neigh{
+			LinkIndex: nw.index, IP: addr.AsSlice(), HardwareAddr: hardware, State: netlink.NUD_PERMANENT,
+		})
+		if err != nil {
+			return fmt.Errorf("neighbour entry of %v: %w", addr, err)
+		}
+	}
+	return nil
+}
+
+// forget undoes introduce.
+func (d *Driver) forget(nw *segment, a network.Attachment) error {
+	for _, addr := range a.Addresses {
+		err := d.host.NeighDel(&netlink.Neigh{LinkIndex: nw.index, IP: addr.AsSlice()})
+		if err != nil && !isGone(err) && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("neighbour entry of %v: %w", addr, err)
+		}
+	}
+	return nil
 }
 
 // isPort reports whether the host's end is on the bridge.
@@ -322,9 +352,13 @@ func (d *Driver) Detach(ctx context.Context, a network.Attachment) error {
 	}
 	// The interface goes first: an address that is still on one must not be
 	// handed out.
+	nw := d.nets[a.Network]
 	err := d.unplug(had)
+	if err == nil && nw.index != 0 {
+		err = d.forget(nw, had)
+	}
 	if err == nil {
-		err = d.releaseAddresses(d.nets[a.Network], had)
+		err = d.releaseAddresses(nw, had)
 	}
 	if err != nil {
 		return fmt.Errorf("detach task %s from network %q: %w", a.Task, a.Network, err)
