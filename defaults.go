@@ -42,6 +42,7 @@ func (s Service) WithDefaults() Service {
 	setDefault(&s.Update.Order, OrderAuto)
 	setDefault(&s.Update.Monitor, DefaultMonitor)
 	setDefault(&s.Update.ProgressDeadline, DefaultProgressDeadline)
+	setDefault(&s.Update.OnFailure, RollBack)
 	return s
 }
 

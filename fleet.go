@@ -162,11 +162,18 @@ func (f *Fleet) begin(ctx context.Context) (context.Context, func(), error) {
 	}, nil
 }
 
-// decodeWorkload is what the planner needs of a service's record.
-func decodeWorkload(namespace, name string, rec record.Service) (control.Workload, error) {
+// decodeWorkload is what the planner needs of a service's record,
+// where at is not nil with the template that it had then.
+func decodeWorkload(namespace, name string, rec record.Service, at *record.Revision) (control.Workload, error) {
 	var s Service
 	if err := json.Unmarshal(rec.Spec, &s); err != nil {
 		return control.Workload{}, fmt.Errorf("service %s/%s: %w", namespace, name, err)
+	}
+	if at != nil {
+		rec.Revision, rec.Hash, s.Template = at.Revision, at.Hash, Template{}
+		if err := json.Unmarshal(at.Template, &s.Template); err != nil {
+			return control.Workload{}, fmt.Errorf("service %s/%s, revision %d: %w", namespace, name, at.Revision, err)
+		}
 	}
 	s.Namespace, s.Name = namespace, name
 	s = s.WithDefaults()
@@ -191,6 +198,12 @@ func decodeWorkload(namespace, name string, rec record.Service) (control.Workloa
 			ProgressDeadline: s.Update.ProgressDeadline,
 			MaxFailures:      s.Update.MaxFailures,
 		},
+	}
+	switch s.Update.OnFailure {
+	case RollBack:
+		w.Update.OnFailure = control.RollBack
+	case Continue:
+		w.Update.OnFailure = control.Continue
 	}
 	if !s.HostNetwork {
 		for _, p := range s.Ports {

@@ -41,6 +41,8 @@ type Rollout struct {
 	Updated  int // tasks of the newest revision
 	Ready    int // tasks that take traffic, of any revision
 	Failures int // of new tasks, in a row
+	// Rollback is what follows a failure; nil when nothing does.
+	Rollback *Rollback
 	// Unplaced says why tasks have no place, in the scheduler's words.
 	Unplaced string
 }
@@ -248,13 +250,28 @@ func readRollout(rec record.Rollout) *Rollout {
 		Started: rec.Started, Ended: rec.Ended, Desired: rec.Desired, Updated: rec.Updated,
 		Ready: rec.Ready, Failures: rec.Failures, Unplaced: rec.Unplaced,
 	}
-	switch rec.State {
-	case record.RolloutCompleted:
-		r.Outcome = RolloutCompleted
-	case record.RolloutFailed:
-		r.Outcome = RolloutFailed
-	}
+	r.Outcome, r.Rollback = readOutcome(rec.State), readRollback(rec.Rollback)
 	return r
+}
+
+func readOutcome(s record.RolloutState) Outcome {
+	switch s {
+	case record.RolloutCompleted:
+		return RolloutCompleted
+	case record.RolloutFailed:
+		return RolloutFailed
+	}
+	return ""
+}
+
+func readRollback(rec *record.Attempt) *Rollback {
+	if rec == nil {
+		return nil
+	}
+	return &Rollback{
+		Revision: rec.Revision, Outcome: readOutcome(rec.State), Reason: Reason(rec.Reason), Message: rec.Message,
+		Failure: readFailure(rec.Failure), Started: rec.Started, Ended: rec.Ended,
+	}
 }
 
 func readFailure(f *record.Failure) *Failure {

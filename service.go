@@ -314,7 +314,33 @@ type UpdatePolicy struct {
 	// MaxFailures is how many tasks of the new revision may fail in a row
 	// before the rollout does: max(3, half of the replicas) when 0.
 	MaxFailures int `json:"maxFailures,omitempty"`
+	// OnFailure is what follows when the tasks of a new revision fail, or do
+	// not get ready in time; [RollBack] when empty. A rollout that fails for
+	// want of room or of a network is not the revision's fault: its missing
+	// tasks start once they can.
+	OnFailure FailureAction `json:"onFailure,omitempty"`
 }
+
+// FailureAction is what follows when a rollout fails because of its revision.
+type FailureAction string
+
+// The failure actions.
+const (
+	// RollBack goes back to the template of the last revision that completed,
+	// by the same update policy. The rollout has failed nevertheless, and its
+	// [Result] says in Rollback what became of that. Where no revision has
+	// completed, and when the rollback fails in turn, it is as [Pause]. The
+	// spec stays as it was applied: a later change of it, a Scale too, tries
+	// its template again; [Fleet.Rollback] makes the earlier one the spec.
+	RollBack FailureAction = "rollback"
+	// Pause starts nothing new and stops nothing: what serves is kept up, and
+	// what does not can be looked at, until the next Apply.
+	Pause FailureAction = "pause"
+	// Continue does not end the rollout for failures, however many: it goes on
+	// trying until ProgressDeadline has passed without progress, and then it
+	// is as [Pause].
+	Continue FailureAction = "continue"
+)
 
 // Network is a network that tasks attach to.
 type Network struct {

@@ -226,6 +226,9 @@ func (c *checks) update(u *UpdatePolicy) {
 		c.add("update.progressDeadline", u.ProgressDeadline, "is not longer than monitor, which is %v, so no task could ever count; raise it", u.Monitor)
 	}
 	c.count("update.maxFailures", int64(u.MaxFailures), MaxReplicas)
+	if actions := []FailureAction{RollBack, Pause, Continue}; u.OnFailure != "" && !slices.Contains(actions, u.OnFailure) {
+		c.add("update.onFailure", u.OnFailure, "is not an action; use one of %s", list(actions))
+	}
 }
 
 func list[S ~string](names []S) string {

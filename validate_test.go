@@ -284,6 +284,7 @@ var malformed = []struct {
 	{"stop grace absurd", "stopGrace", func(s *Service, c *Container) { s.StopGrace = 8 * 24 * time.Hour }},
 	{"drain delay absurd", "drainDelay", func(s *Service, c *Container) { s.DrainDelay = 1000 * time.Hour }},
 	{"update parallelism", "update.parallelism", func(s *Service, c *Container) { s.Update.Parallelism = -1 }},
+	{"update action", "update.onFailure", func(s *Service, c *Container) { s.Update.OnFailure = "retry" }},
 	{"update order", "update.order", func(s *Service, c *Container) { s.Update.Order = "rolling" }},
 	{"update deadline before monitor", "update.progressDeadline", func(s *Service, c *Container) {
 		s.Update.Monitor, s.Update.ProgressDeadline = time.Minute, time.Minute

@@ -1,6 +1,7 @@
 package orchestrate
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -53,10 +54,40 @@ type Result struct {
 	Ready    int      // tasks that take traffic
 	Started  time.Time
 	Ended    time.Time
+	// Rollback is how going back from RolloutFailed ended; nil when that was
+	// not to be, or there was nothing to go back to; see [UpdatePolicy].
+	Rollback *Rollback
+}
+
+// Rollback is the way back from a revision that failed to the last that
+// completed. It is never rolled back itself.
+type Rollback struct {
+	Revision int64 // that is gone back to
+	// Outcome is [RolloutCompleted] once every task is of that revision and
+	// stayed ready for the monitor time, and [RolloutFailed] when that could
+	// not be, as [RolloutSuperseded] when a later change of the spec came
+	// first; empty while it goes on.
+	Outcome Outcome
+	Reason  Reason // of RolloutFailed
+	Message string
+	Failure *Failure // the last failure of a task of that revision
+	Started time.Time
+	Ended   time.Time
+}
+
+func (r *Rollback) String() string {
+	s := fmt.Sprintf("rollback to revision %d: %s", r.Revision, cmp.Or(r.Outcome, "goes on"))
+	if r.Reason != "" {
+		s += fmt.Sprintf(" (%s)", r.Reason)
+	}
+	if r.Message != "" {
+		s += ": " + r.Message
+	}
+	return s
 }
 
 // Err returns nil for a rollout that completed or a service that was removed,
-// and else a [*RolloutError].
+// and else a [*RolloutError], also when the rollback of it completed.
 func (r Result) Err() error {
 	if r.Outcome == RolloutCompleted || r.Outcome == RolloutRemoved {
 		return nil
@@ -76,6 +107,9 @@ func (r Result) String() string {
 	if r.Message != "" {
 		s += ": " + r.Message
 	}
+	if r.Rollback != nil {
+		s += "; " + r.Rollback.String()
+	}
 	return s
 }
 
@@ -84,7 +118,8 @@ type RolloutError struct{ Result Result }
 
 func (e *RolloutError) Error() string { return e.Result.String() }
 
-// Wait returns how the rollout of a service's spec ends, at once when it has.
+// Wait returns how the rollout of a service's spec ends, at once when it has. One
+// that is rolled back has ended with the end of that.
 // The spec is the one at the time of the call: when a later one takes its
 // place, the result is [RolloutSuperseded]. Of a removed service it returns
 // when nothing is left. A service of which there is nothing, and that this
@@ -125,16 +160,19 @@ type waiter struct {
 // step takes a change of either record and reports whether that is the end.
 func (w *waiter) step(c store.Change) (bool, error) {
 	if strings.HasPrefix(c.Item.Key, record.Services) {
-		if c.Deleted || c.Item.Revision != w.service.Revision {
-			w.result.Outcome = RolloutSuperseded
-			w.result.Message = "a later change took its place"
-			if c.Deleted {
-				w.result.Message = "the service was removed"
-			}
-			w.result.Ended = time.Now().UTC()
+		if !c.Deleted && c.Item.Revision == w.service.Revision {
+			return false, nil
+		}
+		message := "a later change took its place"
+		if c.Deleted {
+			message = "the service was removed"
+		}
+		if b := w.result.Rollback; b != nil { // the rollout itself has ended
+			b.Outcome, b.Message, b.Ended = RolloutSuperseded, message, time.Now().UTC()
 			return true, nil
 		}
-		return false, nil
+		w.result.Outcome, w.result.Message, w.result.Ended = RolloutSuperseded, message, time.Now().UTC()
+		return true, nil
 	}
 	if c.Deleted {
 		return false, nil
@@ -148,13 +186,14 @@ func (w *waiter) step(c store.Change) (bool, error) {
 	if rec.Spec != w.service.Revision || rec.State == record.Progressing {
 		return false, nil
 	}
+	r.Rollback = readRollback(rec.Rollback)
 	r.Ended, r.Reason, r.Message = rec.Ended, Reason(rec.Reason), rec.Message
 	r.Outcome = RolloutCompleted
 	if rec.State == record.RolloutFailed {
 		r.Outcome = RolloutFailed
 		r.Failure = readFailure(rec.Failure)
 	}
-	return true, nil
+	return rec.Current().State != record.Progressing, nil
 }
 
 // watchTwo feeds w with the service's spec and rollout until it is satisfied.

@@ -19,7 +19,7 @@ type Options struct {
 	ID        string
 	Scheduler Placer
 	// Decode makes a Workload of a service's record; see Config.
-	Decode func(namespace, name string, rec record.Service) (Workload, error)
+	Decode func(namespace, name string, rec record.Service, at *record.Revision) (Workload, error)
 	// Logger gets what the planner decides; nil logs nothing.
 	Logger *slog.Logger
 	// LeaseTTL is for how long a dead leader is missed at most; 0 is 10 s.
@@ -203,7 +203,7 @@ func (l *Loop) tell(events []Event) {
 	for _, e := range events {
 		level := slog.LevelInfo
 		switch e.Kind {
-		case TaskFailed, TaskUnplaced, RolloutStopped, NodeLost, RecordIgnored:
+		case TaskFailed, TaskUnplaced, RolloutStopped, RollbackStopped, NodeLost, RecordIgnored:
 			level = slog.LevelWarn
 		case TaskDeleted, FrontendChanged:
 			level = slog.LevelDebug

@@ -177,6 +177,9 @@ func (v *view) roll() {
 			serving--
 		}
 		reason := record.ReasonUpdated
+		if v.rollout.Rollback != nil {
+			reason = record.ReasonRolled
+		}
 		if t.rec.Hash == v.work.Hash || v.anyTemplate {
 			reason = record.ReasonDrained
 		}

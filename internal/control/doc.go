@@ -19,8 +19,9 @@
 // leaves nothing half done that the next one would not see.
 //
 // Where to read on: view.decide (rollout.go) is the life of a rollout;
-// view.converge (converge.go) is what makes a spec true; view.hold (hold.go) is
-// what is done after a rollout has failed.
+// view.converge (converge.go) is what makes a spec true; view.turnBack
+// (rollback.go) and view.hold (hold.go) are what is done after a rollout has
+// failed.
 //
 //	loop, err := control.New(control.Options{
 //		Store: s, ID: "host-1", Scheduler: sched, Decode: decode,

@@ -30,19 +30,22 @@ type EventKind string
 
 // The kinds of event.
 const (
-	TaskPlaced       EventKind = "task-placed"       // a task has a node
-	TaskUnplaced     EventKind = "task-unplaced"     // no node fits; Message says why
-	TaskStopping     EventKind = "task-stopping"     // a task was told to stop
-	TaskFailed       EventKind = "task-failed"       // a task gave up, and was counted
-	TaskDeleted      EventKind = "task-deleted"      // a task's record was deleted: it is over
-	RolloutStarted   EventKind = "rollout-started"   // the first of a spec, or it supersedes another
-	RolloutSucceeded EventKind = "rollout-completed" // the spec is true
-	RolloutStopped   EventKind = "rollout-failed"    // the spec could not be made true
-	FrontendChanged  EventKind = "frontend-changed"  // a service's addresses or ports
-	ServiceRemoved   EventKind = "service-removed"   // nothing is left of a service
-	NodeLost         EventKind = "node-lost"         // a node was silent for too long
-	NodeReturned     EventKind = "node-returned"     // a lost node is alive again
-	RecordIgnored    EventKind = "record-ignored"    // a record cannot be read; Message says which
+	TaskPlaced        EventKind = "task-placed"        // a task has a node
+	TaskUnplaced      EventKind = "task-unplaced"      // no node fits; Message says why
+	TaskStopping      EventKind = "task-stopping"      // a task was told to stop
+	TaskFailed        EventKind = "task-failed"        // a task gave up, and was counted
+	TaskDeleted       EventKind = "task-deleted"       // a task's record was deleted: it is over
+	RolloutStarted    EventKind = "rollout-started"    // the first of a spec, or it supersedes another
+	RolloutSucceeded  EventKind = "rollout-completed"  // the spec is true
+	RolloutStopped    EventKind = "rollout-failed"     // the spec could not be made true
+	RollbackStarted   EventKind = "rollback-started"   // that failed, and an earlier revision is made true again: Revision
+	RollbackSucceeded EventKind = "rollback-completed" // it is
+	RollbackStopped   EventKind = "rollback-failed"    // it could not be
+	FrontendChanged   EventKind = "frontend-changed"   // a service's addresses or ports
+	ServiceRemoved    EventKind = "service-removed"    // nothing is left of a service
+	NodeLost          EventKind = "node-lost"          // a node was silent for too long
+	NodeReturned      EventKind = "node-returned"      // a lost node is alive again
+	RecordIgnored     EventKind = "record-ignored"     // a record cannot be read; Message says which
 )
 
 // LogValue is e without what is empty.

@@ -20,7 +20,7 @@ func ExampleState_Plan() {
 	}
 	state := control.NewState(control.Config{
 		Place: sched,
-		Decode: func(namespace, name string, rec record.Service) (control.Workload, error) {
+		Decode: func(namespace, name string, rec record.Service, _ *record.Revision) (control.Workload, error) {
 			return control.Workload{Replicas: 2, Hash: rec.Hash, Revision: rec.Revision}, nil
 		},
 	})

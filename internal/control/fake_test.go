@@ -32,10 +32,16 @@ type spec struct {
 	Labels   string         `json:"labels"` // of no consequence
 }
 
-func decode(namespace, name string, rec record.Service) (control.Workload, error) {
+func decode(namespace, name string, rec record.Service, at *record.Revision) (control.Workload, error) {
 	var s spec
 	if err := json.Unmarshal(rec.Spec, &s); err != nil {
 		return control.Workload{}, err
+	}
+	if at != nil {
+		rec.Revision = at.Revision
+		if err := json.Unmarshal(at.Template, &s.Image); err != nil {
+			return control.Workload{}, err
+		}
 	}
 	template, err := json.Marshal(s.Image)
 	if err != nil {
@@ -48,13 +54,13 @@ func decode(namespace, name string, rec record.Service) (control.Workload, error
 	}, nil
 }
 
-func serviceRecord(t testing.TB, s spec, revision int64, created time.Time) []byte {
+func serviceRecord(t testing.TB, s spec, revision int64, created time.Time, history ...record.Revision) []byte {
 	t.Helper()
 	data, err := json.Marshal(s)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return marshal(t, record.Service{Spec: data, Revision: revision, Hash: s.Image, Created: created})
+	return marshal(t, record.Service{Spec: data, Revision: revision, Hash: s.Image, Created: created, History: history})
 }
 
 func marshal(t testing.TB, v any) []byte {

@@ -45,7 +45,7 @@ func (s *State) changeNetwork(name string, c store.Change) error {
 	}
 	// Networks change so rarely that nobody keeps an index of their services.
 	for _, svc := range s.services {
-		if slices.Contains(svc.work.Networks, name) {
+		if slices.Contains(svc.work.Networks, name) || svc.earlier != nil && slices.Contains(svc.earlier.work.Networks, name) {
 			s.mark(svc)
 		}
 	}
@@ -110,25 +110,27 @@ type blocked struct {
 
 // front returns the frontend that svc is to have, nil for none, or what
 // prevents it.
-func (s *State) front(svc *service) (*record.Frontend, *blocked) {
-	if svc.invalid != nil {
-		return svc.frontend, &blocked{why: record.WhySpec, message: svc.invalid.Error(), final: true}
+func (s *State) front(svc *service, work *Workload, invalid error) (*record.Frontend, *blocked) {
+	if invalid != nil {
+		return svc.frontend, &blocked{why: record.WhySpec, message: invalid.Error(), final: true}
 	}
-	for _, name := range svc.work.Networks {
+	for _, name := range work.Networks {
 		if s.network(name).rec == nil {
 			return svc.frontend, &blocked{why: record.WhyNetwork, message: fmt.Sprintf("there is no network %q", name)}
 		}
 	}
-	if !svc.work.fronted() {
+	if !work.fronted() {
 		return nil, nil
 	}
-	if r := svc.rollout; r != nil && r.Spec == svc.spec && r.State == record.RolloutFailed && r.Reason == record.WhyAddress {
+	if r := svc.rollout; r != nil && r.Spec == svc.spec {
 		// An address that is free now would be taken for nothing: this spec is
 		// not tried again.
-		return svc.frontend, &blocked{why: r.Reason, message: r.Message, final: true}
+		if a := r.Current(); a.State == record.RolloutFailed && a.Reason == record.WhyAddress {
+			return svc.frontend, &blocked{why: a.Reason, message: a.Message, final: true}
+		}
 	}
-	f := &record.Frontend{Addresses: map[string][]netip.Addr{}, Ports: svc.work.Ports}
-	for _, name := range svc.work.Networks {
+	f := &record.Frontend{Addresses: map[string][]netip.Addr{}, Ports: work.Ports}
+	for _, name := range work.Networks {
 		n := s.network(name)
 		for _, prefix := range n.rec.Virtual {
 			a, ok := n.address(svc, name, prefix, s.now)

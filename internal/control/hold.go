@@ -14,7 +14,8 @@ import "github.com/orchestrate-go/orchestrate/internal/record"
 // may be stopped first, so it can keep a node from being drained.
 //
 // The alternative, to go on trying, would be a rollout that has not failed; to
-// undo it is a decision of its own.
+// undo it is a decision of its own: see turnBack. A rollback that fails is held
+// too.
 //
 // The record of a task that ended is kept until its copy has a place. So the
 // demand is in the store, as that of a spec is.
@@ -106,12 +107,12 @@ func dismissed(t *task) bool {
 }
 
 // proven reports whether t was worth keeping up: it has served, and, if it is
-// of the template that failed, for as long as one must to count.
+// of a template that failed, for as long as one must to count.
 func (v *view) proven(t *task) bool {
 	if !everReady(t) {
 		return false
 	}
-	if t.rec.Hash != v.work.Hash {
+	if t.rec.Hash != v.work.Hash && t.rec.Hash != v.rollout.Hash {
 		return true
 	}
 	if t.available() {

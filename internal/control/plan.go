@@ -57,18 +57,28 @@ func (s *State) plan(svc *service, p *Plan) {
 		s.remove(svc, p)
 		return
 	}
-	frontend, blocked := s.front(svc)
-	v := &view{work: &svc.work, spec: svc.spec, created: svc.created, tasks: svc.tasks, blocked: blocked, now: s.now, slots: s.slots}
+	v := &view{work: &svc.work, spec: svc.spec, created: svc.created, tasks: svc.tasks, now: s.now, slots: s.slots}
+	invalid := svc.invalid
 	if svc.rollout != nil {
 		v.rollout = *svc.rollout
 	}
+	if r := v.rollout.Rollback; r != nil && v.rollout.Spec == svc.spec {
+		back := s.earlier(svc, record.Mark{Revision: r.Revision, Hash: r.Hash})
+		v.work, invalid = &back.work, back.err
+		own := *r
+		v.rollout.Rollback = &own
+	} else {
+		v.fallback = s.fallback(svc)
+	}
+	var frontend *record.Frontend
+	frontend, v.blocked = s.front(svc, v.work, invalid)
 	v.decide()
 	s.slots = v.slots
 	placed := s.place(v)
 	switch {
-	case placed.invalid && v.rollout.State == record.Progressing:
-		v.rollout.State, v.rollout.Ended = record.RolloutFailed, s.now
-		v.rollout.Reason, v.rollout.Message = record.WhySpec, placed.unplaced
+	case placed.invalid && v.attempt().State == record.Progressing:
+		a := v.attempt()
+		a.State, a.Ended, a.Reason, a.Message = record.RolloutFailed, s.now, record.WhySpec, placed.unplaced
 	case placed.unplaced != "":
 		s.hungry[svc] = struct{}{}
 	}
@@ -187,12 +197,26 @@ func (w *writer) rollout(r, old *record.Rollout) {
 		w.event(e)
 	}
 	if r.State != record.Progressing && (began || old.State != r.State) {
-		e.Kind, e.Reason, e.Message, e.Failure = RolloutSucceeded, r.Reason, r.Message, r.Failure
-		if r.State == record.RolloutFailed {
-			e.Kind = RolloutStopped
-		}
-		w.event(e)
+		w.ended(&r.Attempt, RolloutSucceeded, RolloutStopped)
 	}
+	if r.Rollback == nil {
+		return
+	}
+	began = began || old.Rollback == nil
+	if began {
+		w.event(Event{Kind: RollbackStarted, Revision: r.Rollback.Revision})
+	}
+	if r.Rollback.State != record.Progressing && (began || old.Rollback.State != r.Rollback.State) {
+		w.ended(r.Rollback, RollbackSucceeded, RollbackStopped)
+	}
+}
+
+func (w *writer) ended(a *record.Attempt, completed, failed EventKind) {
+	e := Event{Kind: completed, Revision: a.Revision, Reason: a.Reason, Message: a.Message, Failure: a.Failure}
+	if a.State == record.RolloutFailed {
+		e.Kind = failed
+	}
+	w.event(e)
 }
 
 func (w *writer) place(t *record.Task) {

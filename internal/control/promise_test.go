@@ -47,7 +47,8 @@ func (p *promises) check(plan control.Plan) {
 	stopped := map[string]int{}
 	failed := map[string]bool{}
 	for name := range s.specs {
-		failed[name] = s.rollout(name).State == record.RolloutFailed
+		r := s.rollout(name)
+		failed[name] = r.Current().State == record.RolloutFailed
 	}
 	for _, w := range plan.Writes {
 		if keys[w.Key] {
@@ -58,7 +59,7 @@ func (p *promises) check(plan control.Plan) {
 			var r record.Rollout
 			unmarshal(s.t, w.Value, &r)
 			p.result(name, r)
-			failed[name] = r.State == record.RolloutFailed
+			failed[name] = r.Current().State == record.RolloutFailed
 		}
 		if !strings.HasPrefix(w.Key, record.Tasks) || w.Delete {
 			continue
@@ -76,7 +77,7 @@ func (p *promises) check(plan control.Plan) {
 		}
 		if s.serves(old) {
 			stopped[t.Service]++
-			if t.Stop.Reason == record.ReasonUpdated || t.Stop.Reason == record.ReasonDrained {
+			if t.Stop.Reason == record.ReasonUpdated || t.Stop.Reason == record.ReasonRolled || t.Stop.Reason == record.ReasonDrained {
 				retired[t.Service]++
 			}
 		}
@@ -107,7 +108,9 @@ func (p *promises) check(plan control.Plan) {
 func (p *promises) started(t record.Task) {
 	s := p.s
 	r, sp := s.rollout(t.Service), s.specs[t.Service]
-	bad := r.State == record.RolloutFailed && (r.Reason == record.WhyFailures || r.Reason == record.WhyDeadline)
+	a := r.Current()
+	bad := a.State == record.RolloutFailed && (a.Reason == record.WhyFailures || a.Reason == record.WhyDeadline) ||
+		r.Rollback != nil && t.Hash != r.Rollback.Hash
 	for _, o := range s.tasks(t.Service) {
 		if o.ID == t.ID {
 			p.breaks("task ID %s is used twice", t.ID)
@@ -123,7 +126,7 @@ func (p *promises) started(t record.Task) {
 		}
 	}
 	if bad && r.Spec == s.kv[record.Key(record.Services, "default", t.Service)].Revision {
-		p.breaks("%s of %s is started although that has failed (%s)", s.alias(t.ID), t.Hash, r.Reason)
+		p.breaks("%s of %s is started although that has failed (%s)", s.alias(t.ID), t.Hash, a.Reason)
 	}
 	if _, alive := s.kv[record.Key(record.Alive, t.Node)]; !alive {
 		p.breaks("%s is started on %s, which is not alive", s.alias(t.ID), t.Node)
@@ -134,7 +137,12 @@ func (p *promises) started(t record.Task) {
 // it is. Later tasks may come and go.
 func (p *promises) result(name string, r record.Rollout) {
 	s := p.s
-	if old := s.rollout(name); r.State != record.RolloutCompleted || old.State == r.State && old.Spec == r.Spec {
+	old := s.rollout(name)
+	if old.Spec == r.Spec {
+		p.verdict(name, old, r)
+	}
+	a := r.Current()
+	if a.State != record.RolloutCompleted || old.Current().State == a.State && old.Spec == r.Spec {
 		return
 	}
 	n := 0
@@ -143,7 +151,7 @@ func (p *promises) result(name string, r record.Rollout) {
 		_, alive := s.kv[record.Key(record.Alive, t.Node)]
 		switch {
 		case !alive: // may be lost: nobody can ask
-		case t.Hash != r.Hash || t.Stop != nil:
+		case t.Hash != a.Hash || t.Stop != nil:
 			p.breaks("the rollout of %s is said to have completed with %s of %s left", name, s.alias(t.ID), t.Hash)
 		case s.serves(t) && s.now.Sub(st.Ready) >= s.specs[name].Update.Monitor:
 			n++
@@ -154,11 +162,34 @@ func (p *promises) result(name string, r record.Rollout) {
 	}
 }
 
+// verdict checks that what was said of a spec is not taken back: an end stays
+// one, a rollback follows a failure for the template alone, goes to what
+// completed last, and never begins anew.
+func (p *promises) verdict(name string, old, r record.Rollout) {
+	if old.State != record.Progressing && (r.State != old.State || r.Reason != old.Reason || r.Hash != old.Hash) {
+		p.breaks("the rollout of %s has ended as %s (%s) and is now %s (%s)", name, old.State, old.Reason, r.State, r.Reason)
+	}
+	b, was := r.Rollback, old.Rollback
+	switch {
+	case b == nil && was != nil:
+		p.breaks("the rollback of %s is forgotten", name)
+	case b == nil:
+	case r.State != record.RolloutFailed || r.Reason != record.WhyFailures && r.Reason != record.WhyDeadline:
+		p.breaks("%s is rolled back from a rollout that is %s (%s)", name, r.State, r.Reason)
+	case len(r.Completed) == 0 || r.Completed[len(r.Completed)-1] != record.Mark{Revision: b.Revision, Hash: b.Hash} || b.Hash == r.Hash:
+		p.breaks("%s is rolled back from %s to %s, of %v that completed", name, r.Hash, b.Hash, r.Completed)
+	case was == nil && old.State != record.Progressing:
+		p.breaks("%s is rolled back after its result has been told", name)
+	case was != nil && (was.Hash != b.Hash || !was.Started.Equal(b.Started) || was.State != record.Progressing && was.State != b.State):
+		p.breaks("the rollback of %s to %s was %s, and is %s to %s", name, was.Hash, was.State, b.State, b.Hash)
+	}
+}
+
 // ends checks that the rollout ends if from now on no agent says anything more.
 func (p *promises) ends(name string, within time.Duration) {
 	p.s.pass(within)
 	r := p.s.rollout(name)
-	if r.Spec != p.s.kv[record.Key(record.Services, "default", name)].Revision || r.State == record.Progressing {
-		p.breaks("after %v in which nothing happened the rollout of %s is %s of spec %d", within, name, r.State, r.Spec)
+	if r.Spec != p.s.kv[record.Key(record.Services, "default", name)].Revision || r.Current().State == record.Progressing {
+		p.breaks("after %v in which nothing happened the rollout of %s is %s of spec %d", within, name, r.Current().State, r.Spec)
 	}
 }

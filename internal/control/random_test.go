@@ -71,6 +71,7 @@ func (h *history) step() {
 				StopFirst:   rapid.Bool().Draw(rt, "stop first"),
 				Monitor:     time.Second, ProgressDeadline: 20 * time.Second,
 				MaxFailures: rapid.IntRange(1, 4).Draw(rt, "failures"),
+				OnFailure:   rapid.SampledFrom([]control.Action{control.Pause, control.RollBack, control.Continue}).Draw(rt, "on failure"),
 			},
 		}
 		s.printf("> apply %s %+v", name, sp)
@@ -156,7 +157,7 @@ func (h *history) kindness() {
 	s.pass(30 * time.Minute)
 	for name := range s.specs {
 		r := s.rollout(name)
-		if r.State == record.Progressing || r.Spec != s.kv[record.Key(record.Services, "default", name)].Revision {
+		if r.Current().State == record.Progressing || r.Spec != s.kv[record.Key(record.Services, "default", name)].Revision {
 			rt.Fatalf("after 30 minutes in which nothing happened the rollout of %s is %+v", name, r)
 		}
 	}

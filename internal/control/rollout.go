@@ -23,7 +23,8 @@ import (
 //
 // What is done differs: a rollout that progresses or has completed converges to
 // the spec, and one that has failed only keeps up what there is; see hold and
-// fillUp.
+// fillUp. Before that one can be rolled back, which is an attempt like it; see
+// turnBack.
 func (v *view) decide() {
 	if v.rollout.Spec != v.spec {
 		v.survey()
@@ -35,13 +36,16 @@ func (v *view) decide() {
 	st := v.standing()
 	v.progress(st)
 	hopeless := v.count()
-	if v.rollout.State == record.Progressing {
+	if v.attempt().State == record.Progressing {
 		v.judge(st, hopeless)
+		if v.turnBack() {
+			return
+		}
 	}
-	switch {
-	case v.rollout.State != record.RolloutFailed:
+	switch a := v.attempt(); {
+	case a.State != record.RolloutFailed:
 		v.converge()
-	case v.rollout.Reason == record.WhyCapacity, v.rollout.Reason == record.WhyNetwork:
+	case a.Reason == record.WhyCapacity, a.Reason == record.WhyNetwork:
 		v.fillUp()
 	default:
 		v.hold()
@@ -55,14 +59,23 @@ func (v *view) begin() {
 	if v.rollout.Created.Equal(v.created) { // else it was another service's, of the same name
 		completed = v.rollout.Completed
 	}
-	v.rollout = record.Rollout{
-		Completed: completed,
-		Spec:      v.spec, Created: v.created, Revision: v.work.Revision, Hash: v.work.Hash,
-		State: record.Progressing, Started: v.now, Progressed: v.now,
-	}
+	v.rollout = record.Rollout{Spec: v.spec, Created: v.created, Completed: completed}
+	v.rollout.Attempt = *v.newAttempt()
+	v.pardon()
+}
+
+// newAttempt begins to make v.work true.
+func (v *view) newAttempt() *record.Attempt {
 	st := v.standing()
-	v.rollout.Best, v.rollout.Settled = st.score(), st.settled
-	// What failed before is not this rollout's fault.
+	return &record.Attempt{
+		Revision: v.work.Revision, Hash: v.work.Hash, State: record.Progressing,
+		Started: v.now, Progressed: v.now, Best: st.score(), Settled: st.settled,
+	}
+}
+
+// pardon forgets what failed before an attempt: it is not that one's fault.
+func (v *view) pardon() {
+	v.rollout.Slots = nil
 	for _, t := range v.tasks {
 		if t.over() && t.rec.Stop == nil {
 			v.setSlot(t.rec.Slot, record.Slot{Last: v.now, Node: t.rec.Node, Task: t.rec.ID})
@@ -80,14 +93,15 @@ func (v *view) setSlot(number int, s record.Slot) {
 // progress renews the deadline and forgives failures, if things got better than
 // they ever were.
 func (v *view) progress(st standing) {
-	if v.rollout.State != record.Progressing {
+	a := v.attempt()
+	if a.State != record.Progressing {
 		return
 	}
-	if score := st.score(); score > v.rollout.Best {
-		v.rollout.Best, v.rollout.Progressed = score, v.now
+	if score := st.score(); score > a.Best {
+		a.Best, a.Progressed = score, v.now
 	}
-	if st.settled > v.rollout.Settled {
-		v.rollout.Settled, v.rollout.Failures = st.settled, 0
+	if st.settled > a.Settled {
+		a.Settled, a.Failures = st.settled, 0
 	}
 }
 
@@ -95,6 +109,7 @@ func (v *view) progress(st standing) {
 // the record is gone. It reports whether one failed in a way that another try
 // would not mend, with none of this template that ever worked.
 func (v *view) count() (hopeless bool) {
+	a := v.attempt()
 	for _, t := range v.tasks {
 		if !t.over() || t.rec.Stop != nil || v.rollout.Slots[t.rec.Slot].Task == t.rec.ID {
 			continue
@@ -109,11 +124,11 @@ func (v *view) count() (hopeless bool) {
 		}
 		v.setSlot(t.rec.Slot, counted)
 		v.failed = append(v.failed, t)
-		if v.rollout.State == record.Progressing && t.rec.Hash == v.work.Hash {
+		if a.State == record.Progressing && t.rec.Hash == v.work.Hash {
 			f := failure(t)
-			v.rollout.Failures++
-			v.rollout.Failure = f
-			hopeless = hopeless || f.Permanent && v.rollout.Settled == 0
+			a.Failures++
+			a.Failure = f
+			hopeless = hopeless || f.Permanent && a.Settled == 0
 		}
 	}
 	return hopeless
@@ -129,26 +144,27 @@ func failure(t *task) *record.Failure {
 		Message: fmt.Sprintf("the task ended as %s, but it is to keep running", t.status.State)}
 }
 
-// judge ends the rollout if it is time.
+// judge ends the attempt if it is time.
 func (v *view) judge(st standing, hopeless bool) {
-	r, u := &v.rollout, &v.work.Update
+	r, u := v.attempt(), &v.work.Update
 	deadline := u.deadline(r)
+	giveUp := u.OnFailure != Continue
 	switch {
 	case v.blocked != nil && v.blocked.final:
 		v.fail(v.blocked.why, v.blocked.message)
 	case st.settled == v.work.Replicas && st.rest == 0:
 		r.State, r.Ended, r.Failures, r.Failure = record.RolloutCompleted, v.now, 0, nil
 		v.mark()
-	case hopeless:
+	case hopeless && giveUp:
 		v.fail(record.WhyFailures, "trying again cannot help: "+r.Failure.Message)
-	case r.Failures >= u.MaxFailures:
+	case r.Failures >= u.MaxFailures && giveUp:
 		v.fail(record.WhyFailures, fmt.Sprintf("%d tasks failed in a row: %s", r.Failures, r.Failure.Message))
 	case v.now.Before(deadline):
 		v.wakeAt(deadline)
 	case v.blocked != nil:
 		v.fail(v.blocked.why, v.blocked.message)
-	case r.Unplaced != "":
-		v.fail(record.WhyCapacity, r.Unplaced)
+	case v.rollout.Unplaced != "":
+		v.fail(record.WhyCapacity, v.rollout.Unplaced)
 	default:
 		v.fail(record.WhyDeadline, v.laggards(st))
 	}
@@ -167,7 +183,7 @@ func (v *view) mark() {
 }
 
 func (v *view) fail(why, message string) {
-	r := &v.rollout
+	r := v.attempt()
 	r.State, r.Ended, r.Reason, r.Message = record.RolloutFailed, v.now, why, message
 	if r.Failure != nil || why == record.WhyCapacity || v.blocked != nil {
 		return
@@ -246,7 +262,7 @@ func (v *view) tally(placed []record.Task) {
 		if !t.live() || v.told[t] {
 			continue
 		}
-		if t.rec.Hash == v.work.Hash {
+		if t.rec.Hash == r.Hash {
 			r.Updated++
 		}
 		if t.available() {
@@ -254,7 +270,7 @@ func (v *view) tally(placed []record.Task) {
 		}
 	}
 	for i := range placed {
-		if placed[i].Hash == v.work.Hash {
+		if placed[i].Hash == r.Hash {
 			r.Updated++
 		}
 	}

@@ -28,7 +28,8 @@ type sim struct {
 	wake  time.Time
 	place control.Placer
 
-	specs   map[string]spec   // as applied, by service
+	specs   map[string]spec // as applied, by service
+	history map[string][]record.Revision
 	revs    map[string]int64  // of templates
 	aliases map[string]string // of tasks, by ID: web.0a, web.0b
 	counts  map[string]int
@@ -40,7 +41,7 @@ type sim struct {
 func newSim(t testing.TB) *sim {
 	s := &sim{
 		t: t, kv: map[string]store.Item{}, now: epoch, place: evenly{},
-		specs: map[string]spec{}, revs: map[string]int64{}, aliases: map[string]string{}, counts: map[string]int{},
+		specs: map[string]spec{}, history: map[string][]record.Revision{}, revs: map[string]int64{}, aliases: map[string]string{}, counts: map[string]int{},
 	}
 	s.state = control.NewState(control.Config{Decode: decode, Place: s.place})
 	return s
@@ -182,6 +183,15 @@ func describe(r, old record.Rollout) string {
 	if r.Reason != "" && old.Reason != r.Reason {
 		text += fmt.Sprintf(", %s: %s", r.Reason, strings.ReplaceAll(r.Message, "\n", " "))
 	}
+	if b := r.Rollback; b != nil {
+		text += fmt.Sprintf("; rollback to %s %s", b.Hash, b.State)
+		if b.Failures > 0 {
+			text += fmt.Sprintf(", %d failed", b.Failures)
+		}
+		if b.Reason != "" && (old.Rollback == nil || old.Rollback.Reason != b.Reason) {
+			text += fmt.Sprintf(", %s: %s", b.Reason, strings.ReplaceAll(b.Message, "\n", " "))
+		}
+	}
 	return text
 }
 
@@ -250,11 +260,16 @@ func (s *sim) rollout(name string) record.Rollout {
 }
 
 func (s *sim) apply(name string, sp spec) {
-	if s.specs[name].Image != sp.Image {
+	if old := s.specs[name].Image; old != sp.Image {
+		if s.revs[name] > 0 {
+			s.history[name] = append(slices.Clone(s.history[name]), record.Revision{
+				Revision: s.revs[name], Hash: old, Template: marshal(s.t, old),
+			})
+		}
 		s.revs[name]++
 	}
 	s.specs[name] = sp
-	s.commit(store.Put(record.Key(record.Services, "default", name), serviceRecord(s.t, sp, s.revs[name], epoch)))
+	s.commit(store.Put(record.Key(record.Services, "default", name), serviceRecord(s.t, sp, s.revs[name], epoch, s.history[name]...)))
 }
 
 func (s *sim) node(id string, memory int64) {

@@ -16,8 +16,10 @@ import (
 // Config is what a State decides by.
 type Config struct {
 	// Decode makes a Workload of a service's record. It must be pure. A record
-	// that it refuses fails that service's rollout and nothing else.
-	Decode func(namespace, name string, rec record.Service) (Workload, error)
+	// that it refuses fails that service's rollout and nothing else. Where at
+	// is not nil, its template, hash and revision take the place of the
+	// record's own: it is one of its History.
+	Decode func(namespace, name string, rec record.Service, at *record.Revision) (Workload, error)
 	// Place finds nodes; see Placer.
 	Place Placer
 	// LostAfter is how long a node may be silent before its tasks are replaced.
@@ -57,6 +59,10 @@ type service struct {
 	created time.Time
 	work    Workload
 	invalid error // why the record does not decode
+	// record is the service's, where it has a history, and earlier what it was
+	// decoded to at a revision of that; see State.earlier.
+	record  []byte
+	earlier *earlier
 
 	tasks    []*task // by slot, then ID
 	rollout  *record.Rollout
@@ -151,8 +157,11 @@ func (s *State) Load(snapshot store.Snapshot, now time.Time) {
 	for _, svc := range s.services {
 		// A leader would have ended it in time. Nobody led, so perhaps nobody
 		// did anything, as when the only machine was off: that is no verdict.
-		if r := svc.rollout; r != nil && r.State == record.Progressing && !svc.work.Update.deadline(r).After(now) {
-			r.Progressed = now
+		if svc.rollout == nil {
+			continue
+		}
+		if a := svc.rollout.Current(); a.State == record.Progressing && !svc.work.Update.deadline(a).After(now) {
+			a.Progressed = now
 		}
 	}
 }
@@ -241,6 +250,7 @@ func (s *State) changeService(key string, c store.Change) error {
 	}
 	s.mark(svc)
 	delete(s.hungry, svc)
+	svc.record, svc.earlier = nil, nil
 	if c.Deleted {
 		svc.spec, svc.work, svc.invalid = 0, Workload{}, nil
 		s.forget(svc)
@@ -254,17 +264,30 @@ func (s *State) changeService(key string, c store.Change) error {
 		return nil
 	}
 	svc.created = rec.Created
-	svc.work, svc.invalid = s.config.Decode(svc.namespace, svc.name, rec)
-	if svc.invalid == nil && svc.work.Template != nil && !json.Valid(svc.work.Template) {
-		svc.invalid = errors.New("its template is not JSON")
+	if len(rec.History) > 0 {
+		svc.record = c.Item.Value
 	}
-	if svc.invalid != nil {
-		svc.work = Workload{Hash: rec.Hash, Revision: rec.Revision}
-	}
-	svc.work.Replicas = max(0, svc.work.Replicas)
-	svc.work.Update = svc.work.Update.withDefaults(svc.work.Replicas)
-	svc.work.Namespace, svc.work.Name = svc.namespace, svc.name
+	svc.work, svc.invalid = s.decode(svc, rec, nil)
 	return nil
+}
+
+// decode makes a Workload of a service's record. Of one that it refuses, the
+// Workload has what there is to say.
+func (s *State) decode(svc *service, rec record.Service, at *record.Revision) (Workload, error) {
+	w, err := s.config.Decode(svc.namespace, svc.name, rec, at)
+	if err == nil && w.Template != nil && !json.Valid(w.Template) {
+		err = errors.New("its template is not JSON")
+	}
+	if err != nil {
+		w = Workload{Hash: rec.Hash, Revision: rec.Revision}
+		if at != nil {
+			w.Hash, w.Revision = at.Hash, at.Revision
+		}
+	}
+	w.Replicas = max(0, w.Replicas)
+	w.Update = w.Update.withDefaults(w.Replicas)
+	w.Namespace, w.Name = svc.namespace, svc.name
+	return w, err
 }
 
 func (s *State) changeRollout(key string, c store.Change) error {

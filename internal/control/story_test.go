@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/orchestrate-go/orchestrate/internal/control"
 	"github.com/orchestrate-go/orchestrate/internal/record"
 	"github.com/orchestrate-go/orchestrate/store"
 )
@@ -179,6 +180,8 @@ func (s *sim) applied(sp spec, words []string) spec {
 			sp.Update.ProgressDeadline = s.duration(value)
 		case "failures":
 			sp.Update.MaxFailures = int(s.number(value))
+		case "onfailure":
+			sp.Update.OnFailure = control.Action(value)
 		case "order":
 			sp.Update.StopFirst = value == "stop-first"
 		default:

@@ -10,12 +10,14 @@ import (
 // view is all that deciding about one service looks at, and what comes out of
 // it. Nothing it points at is changed, except what it owns.
 type view struct {
-	work    *Workload
-	spec    int64 // store revision of the service's record
+	work    *Workload // of the spec, or of the revision that is gone back to
+	spec    int64     // store revision of the service's record
 	created time.Time
 	tasks   []*task // by slot, then ID
-	blocked *blocked
-	now     time.Time
+	// fallback is the last completed revision, if a failure leads to it.
+	fallback *Workload
+	blocked  *blocked
+	now      time.Time
 
 	rollout record.Rollout // as it was, then as it is to be
 	slots   []slot

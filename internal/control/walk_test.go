@@ -33,12 +33,23 @@ func TestWalk(t *testing.T) {
 		{replicas: 3, parallelism: 1, stopFirst: true},
 		{replicas: 3, parallelism: 2},
 		{replicas: 3, parallelism: 2, stopFirst: true},
+		{replicas: 1, parallelism: 1, onFailure: control.RollBack},
+		{replicas: 1, parallelism: 1, stopFirst: true, third: true, onFailure: control.RollBack},
+		{replicas: 2, parallelism: 1, onFailure: control.RollBack},
+		{replicas: 2, parallelism: 1, third: true, onFailure: control.RollBack, calm: true},
+		{replicas: 2, parallelism: 1, stopFirst: true, onFailure: control.RollBack},
+		{replicas: 2, parallelism: 2, stopFirst: true, onFailure: control.Continue},
+		{replicas: 3, parallelism: 2, onFailure: control.RollBack, calm: true},
+		{replicas: 3, parallelism: 2, stopFirst: true, onFailure: control.RollBack, calm: true},
 	} {
-		t.Run(fmt.Sprintf("%dby%d,stopfirst=%v,third=%v", w.replicas, w.parallelism, w.stopFirst, w.third), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%dby%d,stopfirst=%v,third=%v,%s", w.replicas, w.parallelism, w.stopFirst, w.third, w.onFailure), func(t *testing.T) {
 			t.Parallel()
 			w.troubles = *troubles
 			if w.replicas == 1 {
 				w.troubles += 2
+			}
+			if w.calm {
+				w.troubles--
 			}
 			w.run(t)
 		})
@@ -48,10 +59,12 @@ func TestWalk(t *testing.T) {
 type walk struct {
 	replicas, parallelism int
 	stopFirst, third      bool
+	onFailure             control.Action
 	troubles              int
+	calm                  bool // one trouble less, for what is large without it
 
 	seen map[string]bool
-	ends map[record.RolloutState]int
+	ends map[string]int
 }
 
 const (
@@ -62,11 +75,12 @@ const (
 func (w *walk) spec(image string) spec {
 	return spec{Replicas: w.replicas, Image: image, Update: control.Update{
 		Parallelism: w.parallelism, StopFirst: w.stopFirst, Monitor: walkMonitor, ProgressDeadline: walkDeadline, MaxFailures: 2,
+		OnFailure: w.onFailure,
 	}}
 }
 
 func (w *walk) run(t *testing.T) {
-	w.seen, w.ends = map[string]bool{}, map[record.RolloutState]int{}
+	w.seen, w.ends = map[string]bool{}, map[string]int{}
 	s := newSim(t)
 	s.node("n1", 1000)
 	s.node("n2", 1000)
@@ -82,9 +96,13 @@ func (w *walk) run(t *testing.T) {
 	s.apply("web", w.spec("v2"))
 	s.plan()
 	w.visit(t, s, nil, 0)
-	t.Logf("%d states, %d completed, %d failed", len(w.seen), w.ends[record.RolloutCompleted], w.ends[record.RolloutFailed])
-	if w.ends[record.RolloutCompleted] == 0 || w.ends[record.RolloutFailed] == 0 {
-		t.Errorf("the walk came to the ends %v, want both kinds: it has not been everywhere", w.ends)
+	t.Logf("%d states, %v", len(w.seen), w.ends)
+	want := []string{"completed", "failed"}
+	if w.onFailure == control.RollBack {
+		want = []string{"completed", "rollback completed", "rollback failed"}
+	}
+	if got := slices.Sorted(maps.Keys(w.ends)); !slices.Equal(got, want) {
+		t.Errorf("the walk came to the ends %v, want %v", w.ends, want)
 	}
 }
 
@@ -105,9 +123,11 @@ func (w *walk) visit(t *testing.T, s *sim, path []string, troubles int) {
 		t.Fatal("more than 200,000 states: something that cannot matter is told apart")
 	}
 	r := s.rollout("web")
-	last := r.State != record.Progressing && (!w.third || r.Hash == "v3")
-	if last {
-		w.ends[r.State]++
+	last := r.Current().State != record.Progressing && (!w.third || r.Hash == "v3")
+	if last && r.Rollback != nil {
+		w.ends["rollback "+string(r.Rollback.State)]++
+	} else if last {
+		w.ends[string(r.State)]++
 	}
 	check := func(f *sim, p *promises, what string) bool {
 		if p.broken != "" {
@@ -188,7 +208,7 @@ func (w *walk) actions(s *sim) []action {
 func fork(s *sim) *sim {
 	f := newSim(s.t)
 	f.kv, f.rev, f.now, f.wake = maps.Clone(s.kv), s.rev, s.now, s.wake
-	f.specs, f.revs = maps.Clone(s.specs), maps.Clone(s.revs)
+	f.specs, f.revs, f.history = maps.Clone(s.specs), maps.Clone(s.revs), maps.Clone(s.history)
 	f.aliases, f.counts = maps.Clone(s.aliases), maps.Clone(s.counts)
 	f.log = slices.Clone(s.log)
 	return f
@@ -198,7 +218,11 @@ func fork(s *sim) *sim {
 func fingerprint(s *sim) string {
 	var b strings.Builder
 	r := s.rollout("web")
-	fmt.Fprintf(&b, "%s %s %s %d %d %d %v", s.specs["web"].Image, r.State, r.Reason, r.Failures, r.Best, r.Settled, s.now.Sub(r.Progressed))
+	a := r.Current()
+	fmt.Fprintf(&b, "%s %s %s %s %s %s %d %d %d %v", s.specs["web"].Image, r.State, r.Reason, a.Hash, a.State, a.Reason, a.Failures, a.Best, a.Settled, s.now.Sub(a.Progressed))
+	for _, c := range r.Completed {
+		fmt.Fprintf(&b, " %s", c.Hash)
+	}
 	for _, n := range slices.Sorted(maps.Keys(r.Slots)) {
 		sl := r.Slots[n]
 		_, kept := s.kv[record.Key(record.Tasks, sl.Node, sl.Task)]

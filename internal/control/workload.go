@@ -49,7 +49,25 @@ type Update struct {
 	// MaxFailures is how many failures in a row fail the rollout; 0 is
 	// max(3, half of the replicas).
 	MaxFailures int
+	// OnFailure is what follows when tasks fail or the deadline passes.
+	OnFailure Action
 }
+
+// Action is what is done when a rollout fails because of its template. It then
+// has failed, whatever follows.
+type Action string
+
+// The actions.
+const (
+	// Pause keeps up what serves and starts nothing new.
+	Pause Action = ""
+	// RollBack makes the last completed revision true again. Where there is
+	// none, or that fails in turn, it is as Pause.
+	RollBack Action = "rollback"
+	// Continue does not end the rollout for failures: only its deadline does,
+	// and then it is as Pause.
+	Continue Action = "continue"
+)
 
 // DefaultProgressDeadline is what Update.ProgressDeadline is when 0.
 const DefaultProgressDeadline = 10 * time.Minute
@@ -71,8 +89,8 @@ func (u Update) withDefaults(n int) Update {
 	return u
 }
 
-// deadline is when a rollout fails if it does not get any further. What waits
+// deadline is when an attempt fails if it does not get any further. What waits
 // for the end of Monitor is in time.
-func (u *Update) deadline(r *record.Rollout) time.Time {
-	return r.Progressed.Add(u.ProgressDeadline + u.Monitor)
+func (u *Update) deadline(a *record.Attempt) time.Time {
+	return a.Progressed.Add(u.ProgressDeadline + u.Monitor)
 }

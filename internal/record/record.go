@@ -286,10 +286,33 @@ type Rollout struct {
 	// Spec is the store revision of the service's record that this is
 	// about, and Created the record's: a rollout of another Spec has been
 	// superseded.
-	Spec     int64     `json:"spec"`
-	Created  time.Time `json:"created"`
-	Revision int64     `json:"revision"`
-	Hash     string    `json:"hash"`
+	Spec    int64     `json:"spec"`
+	Created time.Time `json:"created"`
+
+	// Attempt is to make the spec true. Rollback, which is nil unless there is
+	// one, is to make its last completed revision true again after that failed.
+	Attempt
+	Rollback *Attempt `json:"rollback,omitempty"`
+
+	Desired int `json:"desired"` // tasks wanted
+	Updated int `json:"updated"` // of the spec's revision
+	Ready   int `json:"ready"`   // ready, of any revision
+	// Unplaced is set while replicas have no place, in the words of the
+	// scheduler.
+	Unplaced string `json:"unplaced,omitempty"`
+
+	// Slots holds the back-off of slots whose tasks failed.
+	Slots map[int]Slot `json:"slots,omitempty"`
+
+	// Completed are the revisions whose rollout completed with tasks, in
+	// that order: at most MaxHistory and the one that is served.
+	Completed []Mark `json:"completed,omitempty"`
+}
+
+// Attempt is to make one revision of a service true.
+type Attempt struct {
+	Revision int64  `json:"revision"`
+	Hash     string `json:"hash"`
 
 	State      RolloutState `json:"state"`
 	Reason     string       `json:"reason,omitempty"` // of a failure: one of the Why constants
@@ -298,17 +321,7 @@ type Rollout struct {
 	Started    time.Time    `json:"started"`
 	Progressed time.Time    `json:"progressed"` // when it last got nearer to its end; see Best
 	Ended      time.Time    `json:"ended,omitzero"`
-
-	Desired  int `json:"desired"`  // tasks wanted
-	Updated  int `json:"updated"`  // of the new revision
-	Ready    int `json:"ready"`    // ready, of any revision
-	Failures int `json:"failures"` // of new tasks, in a row
-	// Unplaced is set while replicas have no place, in the words of the
-	// scheduler.
-	Unplaced string `json:"unplaced,omitempty"`
-
-	// Slots holds the back-off of slots whose tasks failed.
-	Slots map[int]Slot `json:"slots,omitempty"`
+	Failures   int          `json:"failures"` // of its tasks, in a row
 
 	// Best and Settled are how far it has got at most, which is what makes it
 	// end: Progressed moves only when Best grows, Failures are forgiven only
@@ -317,10 +330,14 @@ type Rollout struct {
 	// that have to go.
 	Best    int `json:"best"`
 	Settled int `json:"settled"`
+}
 
-	// Completed are the revisions whose rollout completed with tasks, in
-	// that order: at most MaxHistory and the one that is served.
-	Completed []Mark `json:"completed,omitempty"`
+// Current is the attempt that is under way or was the last.
+func (r *Rollout) Current() *Attempt {
+	if r.Rollback != nil {
+		return r.Rollback
+	}
+	return &r.Attempt
 }
 
 // Mark names a revision. Its template is in the service's history, unless that

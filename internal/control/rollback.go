@@ -1,0 +1,87 @@
+package control
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/orchestrate-go/orchestrate/internal/record"
+)
+
+// A rollback is an attempt like the one that failed, with the template of the
+// last completed revision in place of the spec's: the same steps, the same
+// promise, the same ends. It is the second and last attempt at a spec: one that
+// fails is held, as a first attempt that has nothing to go back to.
+//
+// The leader does not write the spec, which is the application's. So the rollout
+// of it stays failed, and says beside that what became of the rollback; whatever
+// is applied later begins a rollout of its own.
+
+// earlier is a service's workload with an earlier template.
+type earlier struct {
+	mark record.Mark
+	work Workload
+	err  error // why there is none
+}
+
+// earlier returns the workload of svc as it was at a revision.
+func (s *State) earlier(svc *service, mark record.Mark) *earlier {
+	if e := svc.earlier; e != nil && e.mark == mark {
+		return e
+	}
+	e := &earlier{mark: mark, err: fmt.Errorf("revision %d is not in the service's history", mark.Revision)}
+	svc.earlier = e
+	var rec record.Service
+	at := &record.Revision{Revision: mark.Revision, Hash: mark.Hash}
+	if svc.record != nil {
+		if err := json.Unmarshal(svc.record, &rec); err != nil {
+			e.err = err // it has been read before
+		}
+	}
+	for i, r := range rec.History {
+		if r.Revision == mark.Revision && r.Hash == mark.Hash {
+			at = &rec.History[i]
+		}
+	}
+	if at.Template == nil {
+		e.work = svc.work
+		e.work.Revision, e.work.Hash = mark.Revision, mark.Hash
+		return e
+	}
+	e.work, e.err = s.decode(svc, rec, at)
+	return e
+}
+
+// fallback is the workload that svc goes back to should its rollout fail; nil
+// if there is none.
+func (s *State) fallback(svc *service) *Workload {
+	r := svc.rollout
+	if r == nil || !r.Created.Equal(svc.created) || len(r.Completed) == 0 || svc.work.Update.OnFailure != RollBack {
+		return nil
+	}
+	last := r.Completed[len(r.Completed)-1]
+	if last.Hash == svc.work.Hash {
+		return nil // it is what failed
+	}
+	if e := s.earlier(svc, last); e.err == nil {
+		return &e.work
+	}
+	return nil
+}
+
+// attempt is what is under way, or was the last.
+func (v *view) attempt() *record.Attempt { return v.rollout.Current() }
+
+// turnBack begins the rollback, if the rollout has just failed for its template
+// and there is something to go back to. The steps are the next plan's, which
+// looks at everything anew.
+func (v *view) turnBack() bool {
+	r := &v.rollout
+	if r.Rollback != nil || v.fallback == nil || r.Reason != record.WhyFailures && r.Reason != record.WhyDeadline {
+		return false
+	}
+	v.work = v.fallback
+	v.survey()
+	r.Rollback = v.newAttempt()
+	v.pardon()
+	return true
+}
