@@ -32,9 +32,7 @@ func (cl *Client) watch(c *container) {
 			resp, err := c.shim.tasks.Wait(r.store.with(r.ctx), &taskapi.WaitRequest{ID: c.task()})
 			switch {
 			case err == nil:
-				r.finish(c, runtime.Exit{
-					Code: int(resp.ExitStatus), At: resp.ExitedAt.AsTime(), OOMKilled: r.cgroups.oomKills(c.task()) > 0,
-				})
+				cl.ended(c, resp.ExitStatus, resp.ExitedAt.AsTime())
 				return
 			case r.ctx.Err() != nil:
 				c.closePidfd()
@@ -47,6 +45,11 @@ func (cl *Client) watch(c *container) {
 			_ = pause(r.ctx) // its end is seen by the next call
 		}
 	})
+}
+
+// ended makes an exit known that a shim has told.
+func (cl *Client) ended(c *container, status uint32, at time.Time) {
+	cl.r.finish(c, runtime.Exit{Code: int(status), At: at, OOMKilled: cl.r.cgroups.oomKills(c.task()) > 0})
 }
 
 // lost ends a container whose shim is gone: it died, or somebody had the
@@ -169,11 +172,17 @@ func (cl *Client) adoptOne(ctx context.Context, found containers.Container, rec 
 	// The process was the shim's child, unreaped, when it was asked for after
 	// the descriptor was opened: the descriptor is of it.
 	state, err = c.shim.tasks.State(ctx, &taskapi.StateRequest{ID: c.task()})
-	if err != nil || state.Status == tasktypes.Status_STOPPED {
+	stopped := err == nil && state.Status == tasktypes.Status_STOPPED
+	if err != nil || stopped {
 		c.closePidfd()
 	}
 	if err := cl.adopted(c); err != nil {
 		return err
+	}
+	if stopped {
+		// So that it is not listed as running until watch has seen it.
+		cl.ended(c, state.ExitStatus, state.ExitedAt.AsTime())
+		return nil
 	}
 	cl.watch(c)
 	return nil
