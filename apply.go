@@ -439,11 +439,11 @@ func (f *Fleet) Scale(ctx context.Context, name string, replicas int) error {
 	}
 	defer done()
 	return f.change(ctx, func(b *batch) error {
-		st, err := f.service(ctx, name)
+		item, s, _, err := f.history(ctx, name)
 		if err != nil {
 			return err
 		}
-		s := st.Service
+		b.guard(item, item.Key) // what was read here, not what stage will read
 		s.Replicas = replicas
 		if err := s.Validate(); err != nil {
 			return err

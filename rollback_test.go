@@ -1,6 +1,7 @@
 package orchestrate_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	"github.com/orchestrate-go/orchestrate"
 	"github.com/orchestrate-go/orchestrate/runtime"
 	runtimememory "github.com/orchestrate-go/orchestrate/runtime/memory"
+	"github.com/orchestrate-go/orchestrate/store"
 )
 
 // stopFirst is web with one task that must go before another comes, so that a
@@ -130,6 +132,61 @@ func TestPauseAndContinue(t *testing.T) {
 			if r := mustEnd(t, f, good.Name, orchestrate.RolloutFailed); r.Reason != reason || r.Rollback != nil {
 				t.Errorf("with %s: %v; want %s, and no rollback", action, r, reason)
 			}
+		}
+	})
+}
+
+// slowReader lets somebody else be faster: once a key has been read, before the
+// reader goes on.
+type slowReader struct {
+	store.Store
+	key     string
+	between func()
+}
+
+func (s *slowReader) List(ctx context.Context, prefix string) (store.Snapshot, error) {
+	snapshot, err := s.Store.List(ctx, prefix)
+	if between := s.between; prefix == s.key && between != nil {
+		s.between = nil
+		between()
+	}
+	return snapshot, err
+}
+
+// What a Scale or a Rollback changes is the spec as it is when they are stored,
+// not as it was when they read it.
+func TestChangesOfOneSpecAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, _, s := open(t)
+		for name, change := range map[string]func(*orchestrate.Fleet) error{
+			"scale":    func(f *orchestrate.Fleet) error { return f.Scale(t.Context(), "web", 3) },
+			"rollback": func(f *orchestrate.Fleet) error { return f.Rollback(t.Context(), "web", 1) },
+		} {
+			mustApply(t, f, image("a"))
+			mustEnd(t, f, "web", orchestrate.RolloutCompleted)
+			late, err := orchestrate.New(&slowReader{Store: s, key: "/services/default/web", between: func() {
+				other := image("b")
+				other.Labels = map[string]string{"by": "another"}
+				mustApply(t, f, other)
+			}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := change(late); err != nil {
+				t.Fatal(err)
+			}
+			late.Close()
+			st, err := f.Get(t.Context(), "web")
+			if err != nil || st.Labels["by"] != "another" {
+				t.Errorf("after a %s that was slower than an Apply the labels are %v, %v; want those of the Apply", name, st.Labels, err)
+			}
+			if name == "scale" && (st.Containers[0].Image != "img:b" || st.Replicas != 3) {
+				t.Errorf("%d replicas of %s, want 3 of img:b", st.Replicas, st.Containers[0].Image)
+			}
+			if err := f.Remove(t.Context(), "web"); err != nil {
+				t.Fatal(err)
+			}
+			mustEnd(t, f, "web", orchestrate.RolloutRemoved)
 		}
 	})
 }
