@@ -72,11 +72,11 @@ func (s *State) fallback(svc *service) *Workload {
 func (v *view) attempt() *record.Attempt { return v.rollout.Current() }
 
 // turnBack begins the rollback, if the rollout has just failed for its template
-// and there is something to go back to. The steps are the next plan's, which
-// looks at everything anew.
+// and there is something to go back to; from a rollback there is nothing. The
+// steps are the next plan's, which looks at everything anew.
 func (v *view) turnBack() bool {
 	r := &v.rollout
-	if r.Rollback != nil || v.fallback == nil || r.Reason != record.WhyFailures && r.Reason != record.WhyDeadline {
+	if v.fallback == nil || r.Reason != record.WhyFailures && r.Reason != record.WhyDeadline {
 		return false
 	}
 	v.work = v.fallback

@@ -14,7 +14,8 @@ type view struct {
 	spec    int64     // store revision of the service's record
 	created time.Time
 	tasks   []*task // by slot, then ID
-	// fallback is the last completed revision, if a failure leads to it.
+	// fallback is the last completed revision, if a failure leads to it; nil in a
+	// rollback.
 	fallback *Workload
 	blocked  *blocked
 	now      time.Time
