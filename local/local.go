@@ -40,7 +40,7 @@ type Fleet struct {
 	nodeID string
 
 	store   *bolt.Store
-	runtime *containerd.Runtime
+	runtime containers
 	network *bridge.Driver
 	volumes *local.Driver
 	names   names
@@ -103,9 +103,7 @@ func open(dir string, opts []Option) (_ *Fleet, err error) {
 	if f.store, err = bolt.Open(filepath.Join(dir, "state.db"), bolt.Options{}); err != nil {
 		return nil, err
 	}
-	if f.runtime, err = containerd.Open(containerd.Options{
-		Root: filepath.Join(dir, "containers"), BinDir: o.binDir, Logger: o.logger,
-	}); err != nil {
+	if f.runtime, err = openRuntime(filepath.Join(dir, "containers"), &o); err != nil {
 		return nil, err
 	}
 	id := fleetID(dir)
@@ -166,6 +164,28 @@ func open(dir string, opts []Option) (_ *Fleet, err error) {
 		close(f.done)
 	}()
 	return f, nil
+}
+
+// containers is what a fleet needs of its runtime.
+type containers interface {
+	runtime.Runtime
+	runtime.Importer
+	Close() error
+}
+
+func openRuntime(root string, o *options) (containers, error) {
+	if o.containerd == "" {
+		r, err := containerd.Open(containerd.Options{Root: root, BinDir: o.binDir, Logger: o.logger})
+		if err != nil {
+			return nil, err // and no nil *Runtime in an interface
+		}
+		return r, nil
+	}
+	r, err := containerd.Connect(containerd.ConnectOptions{Address: o.containerd, Root: root, BinDir: o.binDir, Logger: o.logger})
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
 }
 
 // fail notes why a loop ended and ends the others.

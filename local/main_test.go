@@ -65,6 +65,12 @@ func testMain(m *testing.M) int {
 		}
 		return 0
 	}
+	if os.Getenv(envDaemon) != "" {
+		if err := daemon(os.Getenv(envDaemon)); err != nil {
+			return fail("containerd", err)
+		}
+		return 0
+	}
 	if os.Getenv(envInside) == "" {
 		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 		cmd.Env = append(os.Environ(), envInside+"=1")

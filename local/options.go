@@ -20,6 +20,7 @@ type options struct {
 	nodeID      string
 	labels      map[string]string
 	binDir      string
+	containerd  string
 	bindRoots   []string
 	capacity    scheduler.Resources
 	checkers    map[string]health.Checker
@@ -43,6 +44,13 @@ func WithCapacity(r scheduler.Resources) Option { return func(o *options) { o.ca
 // WithBinDir names a folder in which containerd-shim-runc-v2 and runc are
 // looked for before PATH.
 func WithBinDir(dir string) Option { return func(o *options) { o.binDir = dir } }
+
+// WithContainerd runs containers by the containerd that listens on a socket,
+// such as /run/containerd/containerd.sock, in its namespace "orchestrate", and
+// not by parts of containerd inside the program. Images are the daemon's, and
+// stay there after [Fleet.Destroy]. A folder stays with the way it was begun
+// with.
+func WithContainerd(socket string) Option { return func(o *options) { o.containerd = socket } }
 
 // WithBindRoots allows bind mounts of what is below these absolute paths.
 // Without it, none are.

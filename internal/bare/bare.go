@@ -121,6 +121,9 @@ func (s *Server) Context(ctx context.Context) context.Context {
 	return namespaces.WithNamespace(ctx, namespace)
 }
 
+// Socket is where the server listens.
+func (s *Server) Socket() string { return filepath.Join(s.dir, "c.sock") }
+
 // Close closes the client and removes the folders. The server itself runs on.
 func (s *Server) Close() error {
 	var err error
