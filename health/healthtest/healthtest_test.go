@@ -57,9 +57,13 @@ func TestRightPasses(t *testing.T) { healthtest.Run(t, harness(right)) }
 func TestWrongIsCaught(t *testing.T) {
 	release := make(chan struct{})
 	var leaks sync.WaitGroup
-	defer leaks.Wait()
-	defer close(release)
-	var mu sync.Mutex
+	var mu sync.Mutex // guards failures, and the first Add of leaks against its Wait
+	defer func() {
+		close(release)
+		mu.Lock()
+		defer mu.Unlock()
+		leaks.Wait()
+	}()
 	failures := 0
 	for part, wrong := range map[string]health.CheckerFunc{
 		"Healthy": func(ctx context.Context, t health.Target, c health.Check) error {
@@ -80,7 +84,9 @@ func TestWrongIsCaught(t *testing.T) {
 		},
 		"Cancel": func(ctx context.Context, t health.Target, c health.Check) error {
 			if _, ok := ctx.Deadline(); !ok && t.ID == "hang" {
+				mu.Lock()
 				leaks.Add(1)
+				mu.Unlock()
 				defer leaks.Done()
 				<-release // it looks at the deadline alone
 				return ctx.Err()
@@ -105,7 +111,9 @@ func TestWrongIsCaught(t *testing.T) {
 			return right(ctx, t, c)
 		},
 		"NoGoroutinesLeft": func(ctx context.Context, t health.Target, c health.Check) error {
+			mu.Lock()
 			leaks.Go(func() { <-release })
+			mu.Unlock()
 			return right(ctx, t, c)
 		},
 	} {
