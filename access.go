@@ -24,7 +24,9 @@ type LogLine struct {
 // is a task's ID: of one container, or the first main one with "". Lines of
 // one task come in order; each is never called from two goroutines at once.
 // With Follow it returns when all tasks it began with have ended. An error of
-// each ends it and is returned.
+// each ends it and is returned. Of a container that is restarted again and
+// again, the lines of its last two runs are kept. A container that no task has
+// is [ErrNotFound].
 func (f *Fleet) Logs(ctx context.Context, name, container string, opts runtime.LogOptions, each func(LogLine) error) error {
 	ctx, done, err := f.begin(ctx)
 	if err != nil {
@@ -37,7 +39,9 @@ func (f *Fleet) Logs(ctx context.Context, name, container string, opts runtime.L
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	var mu sync.Mutex // holds each
+	var missing error // of the last task that was not found
+	found := false    // whether one was
+	var mu sync.Mutex // guards both, and holds each
 	read := func(t Task) error {
 		access, err := f.reach(t.Node)
 		if err != nil {
@@ -51,10 +55,24 @@ func (f *Fleet) Logs(ctx context.Context, name, container string, opts runtime.L
 			}
 			return each(LogLine{LogLine: l, Task: t.ID, Container: container})
 		})
-		if err != nil && !errors.Is(err, ErrNotFound) { // it ended a moment ago
+		mu.Lock()
+		defer mu.Unlock()
+		if errors.Is(err, ErrNotFound) { // it may have ended a moment ago
+			missing = err
+			return nil
+		}
+		found = true
+		if err != nil {
 			return fmt.Errorf("logs of %s: %w", t.ID, err)
 		}
 		return nil
+	}
+	// A container that no task has is a mistake of the caller's.
+	nobody := func() error {
+		if found {
+			return nil
+		}
+		return missing
 	}
 	if !opts.Follow {
 		for _, t := range tasks {
@@ -62,7 +80,7 @@ func (f *Fleet) Logs(ctx context.Context, name, container string, opts runtime.L
 				return err
 			}
 		}
-		return nil
+		return nobody()
 	}
 	var wg sync.WaitGroup
 	errs := make([]error, len(tasks))
@@ -77,7 +95,10 @@ func (f *Fleet) Logs(ctx context.Context, name, container string, opts runtime.L
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
 	}
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return nobody()
 }
 
 // Exec runs a process in a running container of a task, the first main one

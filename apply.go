@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/orchestrate-go/orchestrate/internal/record"
+	"github.com/orchestrate-go/orchestrate/network"
 	"github.com/orchestrate-go/orchestrate/scheduler"
 	"github.com/orchestrate-go/orchestrate/store"
 )
@@ -337,6 +338,14 @@ func (n Network) stage(ctx context.Context, f *Fleet, b *batch) error {
 	}
 	if err := f.opts.ranges.choose(&rec, b.networks); err != nil {
 		return fmt.Errorf("%s: %w", n.object(), err)
+	}
+	var others []network.Network
+	for _, other := range b.networks {
+		others = append(others, other.Driver())
+	}
+	var clash *network.ConfigError
+	if err := rec.Driver().Overlaps(others); errors.As(err, &clash) {
+		return &ValidationError{Object: n.object(), Problems: []Problem{{Path: clash.Field, Reason: clash.Reason}}}
 	}
 	data, err := json.Marshal(rec)
 	if err != nil {

@@ -375,6 +375,9 @@ func TestNetworks(t *testing.T) {
 		if err != nil || len(tasks[0].Addresses["front"]) != 2 || len(tasks[0].Addresses["back"]) != 1 {
 			t.Errorf("addresses %v, %v; want IPv4 and IPv6 in front and IPv4 in back", tasks[0].Addresses, err)
 		}
+		if err := f.Apply(t.Context(), orchestrate.Network{Name: "inside", Subnets: []string{"192.168.77.128/25"}}); !errors.Is(err, orchestrate.ErrInvalid) {
+			t.Errorf("a subnet inside another network's: %v, want invalid", err)
+		}
 		err = f.RemoveNetwork(t.Context(), "front")
 		var inUse *orchestrate.InUseError
 		if !errors.As(err, &inUse) || !slices.Equal(inUse.Services, []string{"default/web"}) {
@@ -456,6 +459,9 @@ func TestReach(t *testing.T) {
 		}
 		if _, err := f.Exec(t.Context(), "web", "nobody", runtime.Exec{Args: []string{"x"}}); !errors.Is(err, orchestrate.ErrNotFound) {
 			t.Errorf("exec in a container that is not there: %v, want not found", err)
+		}
+		if err := f.Logs(t.Context(), "web", "nobody", runtime.LogOptions{}, nil); !errors.Is(err, orchestrate.ErrNotFound) {
+			t.Errorf("logs of a container that no task has: %v, want not found", err)
 		}
 		if err := f.Logs(t.Context(), "nobody", "", runtime.LogOptions{}, nil); !errors.Is(err, orchestrate.ErrNotFound) {
 			t.Errorf("logs of a service that is not there: %v, want not found", err)

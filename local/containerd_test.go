@@ -4,6 +4,7 @@ package local
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -123,7 +124,7 @@ func TestWithContainerd(t *testing.T) {
 			t.Errorf("task %s has process %d after Close and Open, want %d adopted", id, after[id], pid)
 		}
 	}
-	if err := f.RemoveImage(t.Context(), testImage); err != nil {
-		t.Error(err)
+	if err := f.RemoveImage(t.Context(), testImage); !errors.Is(err, orchestrate.ErrInUse) {
+		t.Errorf("removing the image of a service: %v, want in use", err)
 	}
 }

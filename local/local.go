@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	goruntime "runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -267,8 +268,25 @@ func (f *Fleet) Load(ctx context.Context, img *image.Image) (runtime.Image, erro
 	return images[0], nil
 }
 
-// RemoveImage deletes an image by its reference.
+// RemoveImage deletes an image by its reference. One that a service names is
+// an [*orchestrate.InUseError].
 func (f *Fleet) RemoveImage(ctx context.Context, ref string) error {
+	services, err := f.List(ctx, "")
+	if err != nil {
+		return err
+	}
+	var users []string
+	for _, s := range services {
+		for _, c := range slices.Concat(s.Init, s.Sidecars, s.Containers) {
+			if c.Image == ref {
+				users = append(users, s.Namespace+"/"+s.Name)
+				break
+			}
+		}
+	}
+	if len(users) > 0 {
+		return &orchestrate.InUseError{Kind: "image", Name: ref, Services: users}
+	}
 	return f.runtime.RemoveImage(ctx, ref)
 }
 

@@ -25,6 +25,29 @@ func (a *Agent) Logs(ctx context.Context, task, container string, opts runtime.L
 	}
 	ids := m.logIDs()
 	if opts.Tail > 0 && len(ids) > 1 {
+		// The last n lines may be of several runs: those of the earlier ones
+		// are shown here, and the newest is asked for what is left of n.
+		newest, err := count(ctx, logs, ids[len(ids)-1], opts)
+		if err != nil {
+			return err
+		}
+		for i, id := range ids[:len(ids)-1] {
+			older := opts
+			older.Follow, older.Tail = false, opts.Tail-newest
+			for _, between := range ids[i+1 : len(ids)-1] {
+				n, err := count(ctx, logs, between, opts)
+				if err != nil {
+					return err
+				}
+				older.Tail -= n
+			}
+			if older.Tail <= 0 {
+				continue
+			}
+			if err := logs.Logs(ctx, id, older, each); err != nil && !errors.Is(err, runtime.ErrNotFound) {
+				return err
+			}
+		}
 		ids = ids[len(ids)-1:]
 	}
 	for {
@@ -47,6 +70,19 @@ func (a *Agent) Logs(ctx context.Context, task, container string, opts runtime.L
 		}
 		ids, opts.Tail = []string{next}, 0
 	}
+}
+
+// count returns how many lines a container's log has, at most opts.Tail.
+func count(ctx context.Context, logs runtime.LogReader, id string, opts runtime.LogOptions) (n int, err error) {
+	opts.Follow = false
+	err = logs.Logs(ctx, id, opts, func(runtime.LogLine) error {
+		n++
+		return nil
+	})
+	if errors.Is(err, runtime.ErrNotFound) {
+		err = nil
+	}
+	return n, err
 }
 
 // after waits for the container that follows id, or returns "" when the task

@@ -451,6 +451,30 @@ func TestRunTwice(t *testing.T) {
 	})
 }
 
+// The last n lines are those of the service, whichever runs wrote them.
+func TestLogsTail(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		m.agent()
+		m.runtime.SetImage("web:1", runmem.Image{Program: runmem.Program{Output: []runmem.Output{{Text: "a"}, {Text: "b"}}}})
+		s := web(1)
+		m.apply(s)
+		m.wait("web", orchestrate.RolloutCompleted)
+		m.runtime.Crash(m.containers()[0].ID, 1)
+		time.Sleep(time.Second)
+		for n, want := range map[int]string{0: "abab", 1: "b", 2: "ab", 3: "bab", 4: "abab", 9: "abab"} {
+			got := ""
+			err := m.fleet.Logs(context.Background(), "web", "", runtime.LogOptions{Tail: n}, func(l orchestrate.LogLine) error {
+				got += string(l.Text)
+				return nil
+			})
+			if err != nil || got != want {
+				t.Errorf("the last %d lines are %q, %v; want %q", n, got, err, want)
+			}
+		}
+	})
+}
+
 func TestLogsFollowRestarts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)

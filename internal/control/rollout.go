@@ -209,6 +209,9 @@ func (v *view) laggards(st standing) string {
 		case t.rec.Stop != nil:
 			state += ", and told to stop for " + v.now.Sub(t.rec.Stop.At).Round(time.Second).String()
 		}
+		if t.status != nil && t.status.Failure != nil {
+			state += " (" + t.status.Failure.Message + ")"
+		}
 		late = append(late, fmt.Sprintf("%s on %s is %s", t.rec.ID, t.rec.Node, state))
 	}
 	text := fmt.Sprintf("nothing got better for %v: %d of %d replicas of revision %d are ready",
