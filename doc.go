@@ -7,13 +7,16 @@
 // make it true. On one machine, package local wires everything in one call:
 //
 //	fleet, err := local.Open("/var/lib/myapp")
-//	if err != nil { … }
+//	if err != nil {
+//		return err
+//	}
 //	defer fleet.Close()
 //	err = fleet.Apply(ctx, orchestrate.Service{
-//		Name:       "web",
-//		Replicas:   3,
-//		Containers: []orchestrate.Container{{Image: "web:1"}},
-//		Ports:      []orchestrate.Port{{Port: 8080, Published: 80}},
+//		Name: "web", Replicas: 3,
+//		Template: orchestrate.Template{
+//			Containers: []orchestrate.Container{{Image: "web:1"}},
+//			Ports:      []orchestrate.Port{{Port: 8080, Published: 80}},
+//		},
 //	})
 //	result, err := fleet.Wait(ctx, "web") // completed, failed and why, or superseded
 //
