@@ -78,8 +78,13 @@ func WithAccess(f func(node string) (Access, error)) Option {
 // and containers are [ErrNotFound], containers that do not run
 // [ErrNotRunning].
 type Access interface {
+	// Logs calls each for every line that opts ask for, oldest first, and
+	// ends with its first error. Following, it ends with the container or ctx.
 	Logs(ctx context.Context, task, container string, opts runtime.LogOptions, each func(runtime.LogLine) error) error
+	// Exec runs another process in the container and returns its exit code.
+	// One that ends with another code than 0 is no error.
 	Exec(ctx context.Context, task, container string, exec runtime.Exec) (exitCode int, err error)
+	// Stats measures the container once.
 	Stats(ctx context.Context, task, container string) (runtime.Stats, error)
 }
 

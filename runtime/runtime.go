@@ -343,6 +343,8 @@ type LogLine struct {
 
 // StatsReader is a Runtime that can measure its containers.
 type StatsReader interface {
+	// Stats measures a container once, while it runs. One that is not
+	// there is [ErrNotFound].
 	Stats(ctx context.Context, id string) (Stats, error)
 }
 

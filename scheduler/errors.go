@@ -56,6 +56,7 @@ func (e *RequestError) Error() string {
 	return fmt.Sprintf("request %d (%s): %v", e.Index, e.Request, e.Err)
 }
 
+// Unwrap returns Err: what was wrong with the one request.
 func (e *RequestError) Unwrap() error { return e.Err }
 
 // CycleError says that requests wait for each other: each requires affinity to

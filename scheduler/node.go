@@ -43,6 +43,7 @@ type Platform struct {
 	Arch string `json:"arch,omitempty"`
 }
 
+// String is os/arch, such as linux/amd64.
 func (p Platform) String() string { return p.OS + "/" + p.Arch }
 
 // Overcommit is by how much more than a node has may be promised. 0 and 1 mean

@@ -148,6 +148,8 @@ func (p HostPort) address() netip.Addr {
 	return a.Unmap()
 }
 
+// String is the port and its protocol, such as 80/tcp, after the address if
+// there is one: 192.0.2.1:80/tcp.
 func (p HostPort) String() string {
 	proto := p.Protocol
 	if proto == "" {

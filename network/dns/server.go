@@ -44,8 +44,11 @@ type Options struct {
 
 // Network makes sockets. net.ListenConfig and net.Dialer have such methods.
 type Network interface {
+	// Listen makes a socket that accepts TCP, as [net.ListenConfig.Listen].
 	Listen(ctx context.Context, network, address string) (net.Listener, error)
+	// ListenPacket makes a UDP socket, as [net.ListenConfig.ListenPacket].
 	ListenPacket(ctx context.Context, network, address string) (net.PacketConn, error)
+	// DialContext connects to an upstream server, as [net.Dialer.DialContext].
 	DialContext(ctx context.Context, network, address string) (net.Conn, error)
 }
 
