@@ -28,7 +28,10 @@ type options struct {
 	fleet       []orchestrate.Option
 }
 
-// WithLogger sets where the fleet logs to; by default nowhere.
+// WithLogger sets where the fleet logs to; by default nowhere. The packages of
+// containerd that run inside the program take no logger: a few warnings of
+// theirs go to the process-wide one of github.com/containerd/log, on standard
+// error, which the program may set.
 func WithLogger(l *slog.Logger) Option { return func(o *options) { o.logger = l } }
 
 // WithNode names this node and labels it for placement constraints. The name
