@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 )
 
 // Driver connects tasks to networks on one node. Every method is idempotent
@@ -190,5 +191,5 @@ type ConflictError struct {
 }
 
 func (e *ConflictError) Error() string {
-	return fmt.Sprintf("%s is claimed by %q; publish one of them on another port", e.Frontend, e.Services)
+	return fmt.Sprintf("%s is claimed by %s; publish one of them on another port", e.Frontend, strings.Join(e.Services, " and "))
 }
