@@ -79,7 +79,8 @@ func WithAccess(f func(node string) (Access, error)) Option {
 // [ErrNotRunning].
 type Access interface {
 	// Logs calls each for every line that opts ask for, oldest first, and
-	// ends with its first error. Following, it ends with the container or ctx.
+	// ends with its first error. With Follow it goes on, over restarts of the
+	// container, until the task has ended.
 	Logs(ctx context.Context, task, container string, opts runtime.LogOptions, each func(runtime.LogLine) error) error
 	// Exec runs another process in the container and returns its exit code.
 	// One that ends with another code than 0 is no error.
