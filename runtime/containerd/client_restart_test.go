@@ -3,6 +3,7 @@
 package containerd_test
 
 import (
+	"context"
 	stdcontext "context"
 	"errors"
 	"fmt"
@@ -211,12 +212,12 @@ func clientChurn() error {
 	if err != nil {
 		return err
 	}
-	if err := loadInto(context(), c); err != nil {
+	if err := loadInto(context.Background(), c); err != nil {
 		return err
 	}
 	fmt.Println("ready")
 	return each(3, 3, func(i int) error {
-		return c.churn(context(), fmt.Sprint("c", i))
+		return c.churn(context.Background(), fmt.Sprint("c", i))
 	})
 }
 

@@ -5,6 +5,7 @@ package containerd_test
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	stdcontext "context"
 	"crypto/sha256"
 	"errors"
@@ -75,7 +76,7 @@ func connect(t *testing.T, d *daemon, opts containerd.ConnectOptions) *connectio
 
 // end removes all containers, closes, and reports what is left.
 func (c *connection) end(d *daemon) error {
-	ctx := context()
+	ctx := context.Background()
 	list, err := c.List(ctx, nil)
 	for _, one := range list {
 		err = errors.Join(err, c.Remove(ctx, one.ID))

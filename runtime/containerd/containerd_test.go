@@ -3,15 +3,12 @@
 package containerd_test
 
 import (
-	stdcontext "context"
 	"errors"
 	"testing"
 
 	"github.com/orchestrate-go/orchestrate/runtime"
 	"github.com/orchestrate-go/orchestrate/runtime/containerd"
 )
-
-func context() stdcontext.Context { return stdcontext.Background() }
 
 func TestExitCode(t *testing.T) {
 	rt := open(t, t.TempDir())

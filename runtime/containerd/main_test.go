@@ -3,6 +3,7 @@
 package containerd_test
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log"
@@ -99,7 +100,7 @@ func start(t testing.TB, rt *containerd.Runtime, spec runtime.Spec) {
 	}
 	t.Cleanup(func() {
 		// The context of the test has ended by now.
-		if err := rt.Remove(context(), spec.ID); err != nil {
+		if err := rt.Remove(context.Background(), spec.ID); err != nil {
 			t.Error(err)
 		}
 	})
