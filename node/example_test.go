@@ -19,7 +19,7 @@ func ExampleNew() {
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
 	store := state.New(state.Options{}) // the one that the fleet has
-	defer store.Close()  //nolint:errcheck // in memory
+	defer store.Close()                 //nolint:errcheck // in memory
 	network := networks.New(networks.Options{})
 	agent, err := node.New(store, node.Options{
 		Node: scheduler.Node{
