@@ -4,7 +4,7 @@
 //
 // It needs root, containerd-shim-runc-v2 and runc; "make demo" gets them and
 // runs it. The program is also the image: it carries the web server that its
-// containers run.
+// containers run, so build it with CGO_ENABLED=0.
 package main
 
 import (
@@ -17,6 +17,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	containerdlog "github.com/containerd/log"
 
@@ -57,11 +58,11 @@ func web(image string, port uint16) orchestrate.Service {
 			Containers: []orchestrate.Container{{
 				Image:     image,
 				Resources: orchestrate.Resources{CPU: 50, MemoryLimit: 64 * orchestrate.MiB},
-				Readiness: &health.Check{HTTP: &health.HTTP{Port: 8080, Path: "/healthy"}, Interval: health.MinInterval * 10},
+				Readiness: &health.Check{HTTP: &health.HTTP{Port: 8080, Path: "/healthy"}, Interval: 100 * time.Millisecond},
 			}},
 			Ports: []orchestrate.Port{{Port: 8080, Virtual: 80, Published: port}},
 		},
-		Update: orchestrate.UpdatePolicy{Monitor: health.MinInterval * 50, Parallelism: 2},
+		Update: orchestrate.UpdatePolicy{Monitor: 500 * time.Millisecond, ProgressDeadline: 30 * time.Second, Parallelism: 2},
 	}
 }
 
@@ -91,6 +92,7 @@ func demo(ctx context.Context, dir string, port uint16, verbose bool) error {
 	}
 	if err != nil {
 		// What a failed demonstration made must not stay on the machine.
+		endLoad()
 		if undo := fleet.Destroy(context.WithoutCancel(ctx)); !errors.Is(undo, orchestrate.ErrClosed) {
 			err = errors.Join(err, undo)
 		}

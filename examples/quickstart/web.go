@@ -55,6 +55,9 @@ type tally struct {
 func load(file string, addresses []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	// The program's restart keeps its process; when that is gone, so is the
+	// one who would stop the load.
+	parent := os.Getppid()
 	var mu sync.Mutex
 	var t tally
 	var wg sync.WaitGroup
@@ -67,6 +70,10 @@ func load(file string, addresses []string) error {
 				case <-ctx.Done():
 					return
 				case <-pace.C:
+				}
+				if os.Getppid() != parent {
+					stop()
+					return
 				}
 				// Not bound to ctx: a request that has begun counts.
 				_, err := get(context.Background(), addresses[i%len(addresses)])
@@ -87,6 +94,9 @@ func load(file string, addresses []string) error {
 		})
 	}
 	wg.Wait()
+	if os.Getppid() != parent {
+		return nil // nobody would read it
+	}
 	data, err := json.Marshal(t)
 	if err != nil {
 		return err
@@ -112,6 +122,19 @@ func startLoad(addresses []string) error {
 	return os.Setenv(loadPID, strconv.Itoa(cmd.Process.Pid))
 }
 
+// endLoad ends the load, if it was started, whatever it saw.
+func endLoad() {
+	pid, err := strconv.Atoi(os.Getenv(loadPID))
+	if err != nil {
+		return
+	}
+	if syscall.Kill(pid, syscall.SIGTERM) == nil {
+		syscall.Wait4(pid, nil, 0, nil)
+	}
+	os.Remove(tallyFile())
+	os.Unsetenv(loadPID)
+}
+
 // stopLoad ends the load and fails if one of its requests did.
 func stopLoad(say narrate) error {
 	pid, err := strconv.Atoi(os.Getenv(loadPID))
@@ -125,6 +148,7 @@ func stopLoad(say narrate) error {
 	if _, err := syscall.Wait4(pid, nil, 0, nil); err != nil {
 		return fmt.Errorf("wait for the load: %w", err)
 	}
+	os.Unsetenv(loadPID)
 	defer os.Remove(tallyFile())
 	data, err := os.ReadFile(tallyFile())
 	if err != nil {
