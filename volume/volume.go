@@ -35,8 +35,11 @@ type Driver interface {
 
 // Volume describes storage to provide.
 type Volume struct {
-	Name    string            `json:"name"`              // unique on the driver; [A-Za-z0-9][A-Za-z0-9_.-]{0,127}
-	Size    int64             `json:"size,omitempty"`    // limit in bytes; 0: none
+	Name string `json:"name"` // unique on the driver; [A-Za-z0-9][A-Za-z0-9_.-]{0,127}
+	// Size is the limit in bytes; 0 is none. A driver enforces it where it
+	// can, and [Status].Enforced says whether it does. Package volume/local
+	// leaves it unenforced where it has neither project quotas nor images.
+	Size    int64             `json:"size,omitempty"`
 	Options map[string]string `json:"options,omitempty"` // the driver's own
 	// Exclusive volumes are mounted by one task at a time.
 	Exclusive bool              `json:"exclusive,omitempty"`
@@ -55,7 +58,7 @@ type Status struct {
 	Volume
 	Tasks    []string // that have it mounted, sorted
 	Used     int64    // bytes; -1 when the driver cannot say
-	Enforced bool     // whether Size is enforced by the filesystem
+	Enforced bool     // whether there is a Size and what writes beyond it fails
 }
 
 // Snapshotter is a Driver that can copy a volume's content at one moment.
@@ -124,12 +127,15 @@ var (
 // ForbiddenError is a bind that is refused. It matches [ErrForbidden].
 type ForbiddenError struct {
 	Source string
-	Roots  []string // below which binds are allowed
+	Roots  []string // below which binds are allowed; with none, Reason says how to allow some
 	Reason string
 }
 
 func (e *ForbiddenError) Error() string {
-	return fmt.Sprintf("bind %q: %s; allowed are paths below %q", e.Source, e.Reason, e.Roots)
+	if len(e.Roots) == 0 {
+		return fmt.Sprintf("bind %q: %s", e.Source, e.Reason)
+	}
+	return fmt.Sprintf("bind %q: %s; bind a path below one of %q", e.Source, e.Reason, e.Roots)
 }
 
 // Is reports whether target is [ErrForbidden].

@@ -58,7 +58,7 @@ func TestErrorsMatch(t *testing.T) {
 	for want, err := range map[error]error{
 		volume.ErrInUse:     &volume.InUseError{Volume: "a", Tasks: []string{"t"}},
 		volume.ErrExists:    &volume.ExistsError{Volume: "a", Field: "size"},
-		volume.ErrForbidden: &volume.ForbiddenError{Source: "/etc", Roots: []string{"/srv"}, Reason: "is outside of them"},
+		volume.ErrForbidden: &volume.ForbiddenError{Source: "/etc", Roots: []string{"/srv"}, Reason: "is outside of the allowed roots"},
 	} {
 		if !errors.Is(fmt.Errorf("wrapped: %w", err), want) {
 			t.Errorf("%v does not match %v", err, want)

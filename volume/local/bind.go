@@ -100,7 +100,10 @@ func (d *Driver) bind(b volume.Bind, key string) (path string, err error) {
 // openBeneath opens path, without the right to read it, below a bind root.
 func (d *Driver) openBeneath(path string) (*os.File, error) {
 	clean := filepath.Clean(path)
-	refused := &volume.ForbiddenError{Source: path, Roots: d.roots, Reason: "is outside of them"}
+	refused := &volume.ForbiddenError{Source: path, Roots: d.roots, Reason: "is outside of the allowed roots"}
+	if len(d.roots) == 0 {
+		refused.Reason = "no path of the host is allowed; allow some by Options.BindRoots of volume/local, or local.WithBindRoots of a fleet"
+	}
 	for _, root := range d.roots {
 		rel, err := filepath.Rel(root, clean)
 		if err != nil || rel == ".." || strings.HasPrefix(rel, "../") {
@@ -111,7 +114,7 @@ func (d *Driver) openBeneath(path string) (*os.File, error) {
 		case err == nil:
 			return f, nil
 		case errors.Is(err, unix.EXDEV), errors.Is(err, unix.ELOOP):
-			refused.Reason = "leads out of them by a symbolic link, or by one that is absolute"
+			refused.Reason = "leads out of the allowed roots by a symbolic link, or by one that is absolute"
 		case errors.Is(err, fs.ErrNotExist):
 			return nil, fmt.Errorf("%w: %w", volume.ErrNotFound, err)
 		default:

@@ -131,6 +131,20 @@ func sameContent(t *testing.T, source, path string, readOnly bool) {
 	}
 }
 
+// A refusal says what would be right.
+func TestBindRefusalSaysWhatIsAllowed(t *testing.T) {
+	for want, roots := range map[string][]string{
+		`bind "/etc": is outside of the allowed roots; bind a path below one of ["/srv" "/mnt"]`:                                          {"/srv", "/mnt"},
+		`bind "/etc": no path of the host is allowed; allow some by Options.BindRoots of volume/local, or local.WithBindRoots of a fleet`: nil,
+	} {
+		d := mustOpen(t, testDir(t), roots...)
+		_, err := d.Bind(t.Context(), volume.Bind{Source: "/etc", Task: "t"})
+		if !errors.Is(err, volume.ErrForbidden) || err.Error() != want {
+			t.Errorf("Bind with roots %q: got %q, want %q", roots, err, want)
+		}
+	}
+}
+
 // The driver's own folder is no source, nor what holds it: a container must
 // not reach other tasks' volumes.
 func TestBindNotOfTheDriversOwn(t *testing.T) {

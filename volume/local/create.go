@@ -30,9 +30,13 @@ func (d *Driver) Create(ctx context.Context, v volume.Volume) error {
 		}
 		return nil
 	}
-	if err := d.make(record{Volume: v.Clone()}, func(tmp string, r record) error {
+	if err := d.make(record{Volume: v.Clone(), Image: d.autoImage(v)}, func(tmp string, r record) error {
 		if r.kind() == kindLoop {
-			return d.newImage(ctx, tmp, r.Volume)
+			err := d.newImage(ctx, tmp, r.Volume)
+			if err != nil && r.Image {
+				err = fmt.Errorf("make the image that holds its size, or set size-mode none to do without: %w", err)
+			}
+			return err
 		}
 		return own(filepath.Join(tmp, "data"), r.Volume)
 	}); err != nil {

@@ -1,16 +1,21 @@
 // Package local is a [volume.Driver] that keeps volumes in a folder of one
 // Linux node. It needs root.
 //
-// A volume is a directory, an ext4 image that is mounted through a loop device
-// (option "size-mode" "loop"), or a tmpfs (option "type" "tmpfs"). How a Size
-// is enforced:
+// A volume is a directory, an ext4 image that is mounted through a loop
+// device, or a tmpfs (option "type" "tmpfs"). How a Size is enforced:
 //
 //	size-mode   Size is held by
-//	auto        a project quota when the filesystem has them, else nobody;
-//	            Status.Enforced says which
+//	auto        a project quota when the filesystem has them, else the size
+//	            of an image, else nobody
 //	quota       a project quota; Create is refused without them
 //	loop        the size of an image; needs mkfs.ext4
 //	none        nobody
+//
+// So by default a Size is enforced, but where the filesystem has no project
+// quotas and an image cannot be: without mkfs.ext4 or loop devices, or with a
+// Size below 1 MiB. Status.Enforced says whether it is. What auto chose for a
+// volume is chosen for good. An image is sparse: it takes room as it is
+// written, and its own tables take some of the Size.
 //
 // Project quotas work on ext4 and xfs mounted with prjquota, and hold every
 // process but one with CAP_SYS_RESOURCE, which containers do not have by
@@ -22,7 +27,7 @@
 //
 //	volumes/NAME/volume.json   what the volume is
 //	volumes/NAME/data          its content, or where it is mounted
-//	volumes/NAME/image         the image, of size-mode loop
+//	volumes/NAME/image         the image, when it has one
 //	volumes/NAME/mounts/       one empty file for each mount
 //	views/                     read-only views, a mount each
 //	binds/                     bound paths of the host, a mount each
@@ -37,7 +42,7 @@
 //	d, err := local.Open(local.Options{Dir: "/var/lib/app/volumes", BindRoots: []string{"/srv"}})
 //	if err != nil { ... }
 //	defer d.Close()
-//	err = d.Create(ctx, volume.Volume{Name: "db", Size: 10 << 30, Options: map[string]string{"size-mode": "loop"}})
+//	err = d.Create(ctx, volume.Volume{Name: "db", Size: 10 << 30})
 //	path, err := d.Mount(ctx, volume.Mount{Volume: "db", Task: "db.1"})
 //	// bind path into the containers of db.1
 package local

@@ -64,6 +64,7 @@ type Driver struct {
 
 	patience time.Duration
 	quota    bool // whether dir's filesystem enforces project quotas
+	images   bool // whether images can be made and mounted
 	lock     *os.File
 	keyed    keyed // volumes as "v:NAME", snapshots as "s:NAME" (taken first), binds as "b:KEY"
 
@@ -163,7 +164,7 @@ func (d *Driver) path(elem ...string) string {
 
 // recover brings the folder into order and reads it.
 func (d *Driver) recover() error {
-	d.quota = quotaOn(d.dir)
+	d.quota, d.images = quotaOn(d.dir), imagesHere()
 	for _, half := range []string{"tmp", "trash"} {
 		names, err := readNames(d.path(half))
 		if err != nil {

@@ -75,7 +75,8 @@ func mustOpen(t *testing.T, dir string, roots ...string) *Driver {
 
 func TestConformance(t *testing.T) {
 	for name, options := range map[string]map[string]string{
-		"dir":  nil,
+		"auto": nil,
+		"dir":  {"size-mode": "none"},
 		"loop": {"size-mode": "loop"},
 	} {
 		t.Run(name, func(t *testing.T) {

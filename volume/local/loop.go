@@ -27,6 +27,20 @@ const (
 	ext4ResizeFS = 0x40086610 // EXT4_IOC_RESIZE_FS
 )
 
+// imagesHere reports whether images can be made and mounted here: there is
+// mkfs.ext4, and the kernel gives loop devices, which a container may lack.
+func imagesHere() bool {
+	if _, err := program("mkfs.ext4"); err != nil {
+		return false
+	}
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return false
+	}
+	control.Close()
+	return true
+}
+
 // ErrNoE2fsprogs is a volume of size-mode loop on a node that lacks a program
 // of the package e2fsprogs.
 var ErrNoE2fsprogs = errors.New("is not found; install e2fsprogs")

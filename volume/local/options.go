@@ -21,8 +21,8 @@ const (
 	OptionMode     = "mode"      // its permissions in octal; default 0755, of a tmpfs 1777
 )
 
-// minImage is the least Size of size-mode loop: below it ext4 has no room for
-// its own.
+// minImage is the least Size of an image: below it ext4 has no room for its
+// own.
 const minImage = 1 << 20
 
 type kind int
@@ -37,7 +37,7 @@ func (r record) kind() kind {
 	switch {
 	case r.Volume.Options[OptionType] == "tmpfs":
 		return kindTmpfs
-	case r.Volume.Options[OptionSizeMode] == "loop":
+	case r.Image || r.Volume.Options[OptionSizeMode] == "loop":
 		return kindLoop
 	}
 	return kindDir
@@ -46,6 +46,14 @@ func (r record) kind() kind {
 // enforced reports whether the filesystem holds the volume to its Size.
 func (r record) enforced() bool {
 	return r.Volume.Size > 0 && (r.kind() != kindDir || r.Project != 0 && r.Volume.Options[OptionSizeMode] != "none")
+}
+
+// autoImage reports whether size-mode auto makes an image for a new volume: it
+// has a Size, and nothing else here would hold it to that.
+func (d *Driver) autoImage(v volume.Volume) bool {
+	mode := v.Options[OptionSizeMode]
+	return (mode == "" || mode == "auto") && v.Options[OptionType] != "tmpfs" &&
+		v.Size >= minImage && !d.quota && d.images
 }
 
 // check refuses a spec that this driver cannot provide.

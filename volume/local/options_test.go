@@ -43,7 +43,7 @@ func TestOwnerAndMode(t *testing.T) {
 	d := mustOpen(t, base)
 	ctx := t.Context()
 	for name, options := range map[string]map[string]string{
-		"dir":   {},
+		"dir":   {"size-mode": "none"},
 		"image": {"size-mode": "loop"},
 		"tmpfs": {"type": "tmpfs"},
 	} {
@@ -76,7 +76,7 @@ func TestOwnerAndMode(t *testing.T) {
 func TestReadOnlyIsHeldByTheKernel(t *testing.T) {
 	d := mustOpen(t, testDir(t))
 	ctx := t.Context()
-	for name, options := range map[string]map[string]string{"dir": nil, "image": {"size-mode": "loop"}} {
+	for name, options := range map[string]map[string]string{"dir": {"size-mode": "none"}, "image": {"size-mode": "loop"}} {
 		must(t, d.Create(ctx, volume.Volume{Name: name, Size: 2 << 20, Options: options}))
 		m := volume.Mount{Volume: name, Task: "t", ReadOnly: true}
 		path, err := d.Mount(ctx, m)

@@ -21,6 +21,7 @@ import (
 type record struct {
 	Volume   volume.Volume `json:"volume"`             // of a snapshot: the volume that it was taken of
 	Project  uint32        `json:"project,omitempty"`  // of the quota; 0 without
+	Image    bool          `json:"image,omitempty"`    // size-mode auto chose an image; the choice is made once
 	Snapshot string        `json:"snapshot,omitempty"` // that the volume was restored from
 }
 

@@ -94,6 +94,20 @@ func fill(t *testing.T, path string) int64 {
 	return r.n
 }
 
+// plainFS mounts a tmpfs, which has no project quotas, whatever the temporary
+// folder has.
+func plainFS(t *testing.T) string {
+	t.Helper()
+	base := testDir(t)
+	must(t, unix.Mount("tmpfs", base, "tmpfs", 0, ""))
+	t.Cleanup(func() {
+		if err := unix.Unmount(base, 0); err != nil {
+			t.Errorf("unmount the filesystem of the test: %v", err)
+		}
+	})
+	return base
+}
+
 func only(t *testing.T, d *Driver) volume.Status {
 	t.Helper()
 	list, err := d.List(t.Context())
@@ -112,6 +126,7 @@ func TestSizeIsEnforced(t *testing.T) {
 	}{
 		"project quota":   {quotaFS, nil, size},
 		"asked for quota": {quotaFS, map[string]string{"size-mode": "quota"}, size},
+		"without quota":   {plainFS, nil, size / 2},
 		"image":           {testDir, map[string]string{"size-mode": "loop"}, size / 2},
 		"tmpfs":           {testDir, map[string]string{"type": "tmpfs"}, size},
 	} {
@@ -133,7 +148,7 @@ func TestSizeIsEnforced(t *testing.T) {
 			// Twice the size takes twice as much. An image may need to be
 			// unmounted for it.
 			err = d.Expand(ctx, "v", 2*size)
-			if errors.Is(err, volume.ErrInUse) && c.options["size-mode"] == "loop" {
+			if errors.Is(err, volume.ErrInUse) && d.get("v").kind() == kindLoop {
 				must(t, d.Unmount(ctx, m))
 				err = d.Expand(ctx, "v", 2*size)
 				path, _ = d.Mount(ctx, m)
@@ -148,22 +163,88 @@ func TestSizeIsEnforced(t *testing.T) {
 	}
 }
 
+// Where nothing can hold a Size, Status says so and the volume is made.
 func TestSizeWithoutEnforcement(t *testing.T) {
-	base := testDir(t)
-	// A tmpfs has no project quotas, whatever the temporary folder has.
-	must(t, unix.Mount("tmpfs", base, "tmpfs", 0, ""))
-	t.Cleanup(func() { must(t, unix.Unmount(base, 0)) })
-	d := mustOpen(t, filepath.Join(base, "volumes"))
 	ctx := t.Context()
-	must(t, d.Create(ctx, volume.Volume{Name: "v", Size: 1 << 20}))
-	if s := only(t, d); s.Enforced || s.Used != -1 {
-		t.Errorf("Status says enforced %v and %d used, want false and -1: nothing counts it", s.Enforced, s.Used)
+	for name, c := range map[string]struct {
+		images bool // whether they can be made
+		v      volume.Volume
+	}{
+		"no e2fsprogs":  {false, volume.Volume{Size: 4 << 20}},
+		"too small":     {true, volume.Volume{Size: minImage - 1}},
+		"no limit":      {true, volume.Volume{}},
+		"asked for":     {true, volume.Volume{Size: 4 << 20, Options: map[string]string{"size-mode": "none"}}},
+		"auto by name":  {false, volume.Volume{Size: 4 << 20, Options: map[string]string{"size-mode": "auto"}}},
+		"a type as dir": {false, volume.Volume{Size: 4 << 20, Options: map[string]string{"type": "dir"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := mustOpen(t, filepath.Join(plainFS(t), "volumes"))
+			defer d.Close()
+			if !d.images {
+				t.Fatal("this machine cannot make images: its tests need e2fsprogs and loop devices")
+			}
+			d.images = c.images
+			c.v.Name = "v"
+			must(t, d.Create(ctx, c.v))
+			if s := only(t, d); s.Enforced || s.Used != -1 {
+				t.Errorf("Status says enforced %v and %d used, want false and -1: nothing counts it", s.Enforced, s.Used)
+			}
+			must(t, d.Remove(ctx, "v"))
+		})
 	}
+	d := mustOpen(t, filepath.Join(plainFS(t), "volumes"))
+	defer d.Close()
 	var spec *volume.SpecError
 	if err := d.Create(ctx, volume.Volume{Name: "q", Size: 1 << 20, Options: map[string]string{"size-mode": "quota"}}); !errors.As(err, &spec) {
 		t.Errorf("size-mode quota without quotas = %v, want it refused", err)
 	}
-	must(t, d.Remove(ctx, "v"))
+}
+
+// What size-mode auto chose for a volume stays, whatever it would choose now:
+// also for the next driver, and for what is restored from its snapshots.
+func TestAutoIsChosenOnce(t *testing.T) {
+	ctx := t.Context()
+	for _, image := range []bool{false, true} {
+		t.Run(fmt.Sprint("image ", image), func(t *testing.T) {
+			dir := filepath.Join(plainFS(t), "volumes")
+			d := mustOpen(t, dir)
+			d.images = image
+			v := volume.Volume{Name: "v", Size: 4 << 20}
+			m := volume.Mount{Volume: "v", Task: "t"}
+			must(t, d.Create(ctx, v))
+			path, err := d.Mount(ctx, m)
+			must(t, err)
+			must(t, os.WriteFile(filepath.Join(path, "f"), []byte("kept"), 0o600))
+			must(t, d.Unmount(ctx, m))
+			must(t, d.Close())
+
+			d = mustOpen(t, dir)
+			defer d.Close()
+			d.images = !image
+			must(t, d.Create(ctx, v)) // it is there
+			must(t, d.Snapshot(ctx, "v", "s"))
+			must(t, d.Restore(ctx, "s", "copy"))
+			list, err := d.List(ctx)
+			must(t, err)
+			if len(list) != 2 {
+				t.Fatalf("List = %v, want the volume and its copy", list)
+			}
+			for _, s := range list {
+				if s.Enforced != image {
+					t.Errorf("%s: Status says enforced %v, want %v as it was made", s.Name, s.Enforced, image)
+				}
+				m := volume.Mount{Volume: s.Name, Task: "t"}
+				path, err := d.Mount(ctx, m)
+				must(t, err)
+				if got, err := os.ReadFile(filepath.Join(path, "f")); string(got) != "kept" {
+					t.Errorf("%s holds %q, %v; want what was written", s.Name, got, err)
+				}
+				must(t, d.Unmount(ctx, m))
+				must(t, d.Remove(ctx, s.Name))
+			}
+			must(t, d.RemoveSnapshot(ctx, "s"))
+		})
+	}
 }
 
 func TestQuotaConformance(t *testing.T) {

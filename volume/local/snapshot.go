@@ -17,7 +17,7 @@ import (
 // Snapshot implements [volume.Snapshotter]. Where the filesystem can share
 // blocks (xfs, btrfs), the copy costs no room and hardly any time.
 //
-// A volume of size-mode loop is copied in use: its filesystem is frozen for as
+// A volume in an image is copied in use: its filesystem is frozen for as
 // long, so writers wait. A directory cannot be frozen, so while a task has it
 // mounted writable that is an [*volume.InUseError]. A tmpfs has no snapshots.
 func (d *Driver) Snapshot(ctx context.Context, name, snapshot string) error {
@@ -108,7 +108,7 @@ func (d *Driver) takeSnapshot(ctx context.Context, e *entry, final string) (err 
 	if err != nil {
 		return err
 	}
-	if err := (record{Volume: e.Volume}).write(tmp); err != nil {
+	if err := (record{Volume: e.Volume, Image: e.Image}).write(tmp); err != nil {
 		return err
 	}
 	d.step("snapshot: rename")

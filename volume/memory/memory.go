@@ -324,7 +324,11 @@ func (d *Driver) Bind(ctx context.Context, b volume.Bind) (string, error) {
 		root = path.Clean(root)
 		return clean == root || strings.HasPrefix(clean, strings.TrimSuffix(root, "/")+"/")
 	}) {
-		return "", &volume.ForbiddenError{Source: b.Source, Roots: d.Roots, Reason: "is outside of them"}
+		reason := "is outside of the allowed roots"
+		if len(d.Roots) == 0 {
+			reason = "no path of the host is allowed; allow some by Driver.Roots"
+		}
+		return "", &volume.ForbiddenError{Source: b.Source, Roots: d.Roots, Reason: reason}
 	}
 	d.binds[b] = path.Join("/memory/bind", b.Task, clean)
 	return d.binds[b], nil
