@@ -4,7 +4,8 @@
 //
 // It needs root, containerd-shim-runc-v2 and runc; "make demo" gets them and
 // runs it. The program is also the image: it carries the web server that its
-// containers run, so build it with CGO_ENABLED=0.
+// containers run, so a plain "go build" needs CGO_ENABLED=0. Started by itself
+// it finds the two programs in the folder that ORCHESTRATE_BIN names, or on PATH.
 package main
 
 import (
@@ -13,6 +14,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -78,21 +80,27 @@ func demo(ctx context.Context, dir string, port uint16, verbose bool) error {
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	say := narrator()
-	if os.Getenv(restarted) == "" {
+	again := os.Getenv(restarted) != ""
+	if !again {
+		// Before the fleet is opened: one that a crash left behind publishes
+		// the port as soon as it is open.
+		if err := portFree(ctx, port); err != nil {
+			return err
+		}
 		say("opening a fleet in %s", dir)
 	}
 	fleet, err := local.Open(dir, local.WithLogger(log))
 	if err != nil {
-		return err
+		return errors.Join(err, endLoad(dir))
 	}
-	if os.Getenv(restarted) != "" {
+	if again {
 		err = afterRestart(ctx, fleet, dir, port, say)
 	} else {
-		err = beforeRestart(ctx, fleet, port, say)
+		err = beforeRestart(ctx, fleet, dir, port, say)
 	}
 	if err != nil {
 		// What a failed demonstration made must not stay on the machine.
-		endLoad()
+		err = errors.Join(err, endLoad(dir))
 		if undo := fleet.Destroy(context.WithoutCancel(ctx)); !errors.Is(undo, orchestrate.ErrClosed) {
 			err = errors.Join(err, undo)
 		}
@@ -101,7 +109,18 @@ func demo(ctx context.Context, dir string, port uint16, verbose bool) error {
 	return nil
 }
 
-func beforeRestart(ctx context.Context, fleet *local.Fleet, port uint16, say narrate) error {
+// portFree tells early, and by the name of the flag, that another program has
+// the port.
+func portFree(ctx context.Context, port uint16) error {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", fmt.Sprintf(":%d", port))
+	if err != nil {
+		return fmt.Errorf("port %d cannot be published, choose another with -port: %w", port, err)
+	}
+	return l.Close()
+}
+
+func beforeRestart(ctx context.Context, fleet *local.Fleet, dir string, port uint16, say narrate) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -131,7 +150,7 @@ func beforeRestart(ctx context.Context, fleet *local.Fleet, port uint16, say nar
 	if err := spread(ctx, addresses, 3, say); err != nil {
 		return err
 	}
-	if err := startLoad(addresses); err != nil {
+	if err := startLoad(dir, addresses); err != nil {
 		return err
 	}
 	say("load runs against %v until the end", addresses)
@@ -177,7 +196,7 @@ func afterRestart(ctx context.Context, fleet *local.Fleet, dir string, port uint
 	if err := spread(ctx, addresses, 5, say); err != nil {
 		return err
 	}
-	if err := stopLoad(say); err != nil {
+	if err := stopLoad(dir, say); err != nil {
 		return err
 	}
 	words, err := marks(ctx, fleet, dir)

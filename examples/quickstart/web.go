@@ -52,12 +52,22 @@ type tally struct {
 
 // load sends requests to the addresses from a process of its own, so that they
 // go on while the program restarts, and writes its tally to a file at SIGTERM.
+// When the program dies, the load ends too and leaves no file.
 func load(file string, addresses []string) error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer stop()
-	// The program's restart keeps its process; when that is gone, so is the
-	// one who would stop the load.
+	alive, orphaned := context.WithCancel(context.Background())
+	defer orphaned()
+	// The program's restart is an exec and keeps its process, so another
+	// parent means that nobody is left to stop the load.
 	parent := os.Getppid()
+	go func() {
+		for pace := time.Tick(50 * time.Millisecond); alive.Err() == nil; <-pace {
+			if os.Getppid() != parent {
+				orphaned()
+			}
+		}
+	}()
+	ctx, stop := signal.NotifyContext(alive, syscall.SIGTERM)
+	defer stop()
 	var mu sync.Mutex
 	var t tally
 	var wg sync.WaitGroup
@@ -71,15 +81,11 @@ func load(file string, addresses []string) error {
 					return
 				case <-pace.C:
 				}
-				if os.Getppid() != parent {
-					stop()
-					return
-				}
 				// Not bound to ctx: a request that has begun counts.
-				_, err := get(context.Background(), addresses[i%len(addresses)])
+				_, err := get(alive, addresses[i%len(addresses)])
 				again := err != nil && errors.Is(err, syscall.ECONNRESET)
 				if again {
-					_, err = get(context.Background(), addresses[i%len(addresses)])
+					_, err = get(alive, addresses[i%len(addresses)])
 				}
 				mu.Lock()
 				t.Requests++
@@ -94,26 +100,31 @@ func load(file string, addresses []string) error {
 		})
 	}
 	wg.Wait()
-	if os.Getppid() != parent {
-		return nil // nobody would read it
+	if alive.Err() != nil {
+		return nil // nobody would read the tally
 	}
 	data, err := json.Marshal(t)
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(file, data, 0o600)
+	if err := os.WriteFile(file, data, 0o600); err != nil {
+		return err
+	}
+	if os.Getppid() != parent {
+		return os.Remove(file)
+	}
+	return nil
 }
 
-func tallyFile() string {
-	return filepath.Join(os.TempDir(), fmt.Sprintf("quickstart-%d.json", os.Getpid()))
-}
+// tallyFile is beside the fleet's folder, which is gone when the fleet is.
+func tallyFile(dir string) string { return filepath.Clean(dir) + ".load.json" }
 
-func startLoad(addresses []string) error {
+func startLoad(dir string, addresses []string) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command(self, append([]string{"load", tallyFile()}, addresses...)...)
+	cmd := exec.Command(self, append([]string{"load", tallyFile(dir)}, addresses...)...)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupt is for us
 	if err := cmd.Start(); err != nil {
@@ -122,21 +133,21 @@ func startLoad(addresses []string) error {
 	return os.Setenv(loadPID, strconv.Itoa(cmd.Process.Pid))
 }
 
-// endLoad ends the load, if it was started, whatever it saw.
-func endLoad() {
-	pid, err := strconv.Atoi(os.Getenv(loadPID))
-	if err != nil {
-		return
+// endLoad ends the load, if it runs, and waits for its end. What it saw is
+// lost.
+func endLoad(dir string) error {
+	if os.Getenv(loadPID) == "" {
+		return nil
 	}
-	if syscall.Kill(pid, syscall.SIGTERM) == nil {
-		syscall.Wait4(pid, nil, 0, nil)
+	err := waitLoad()
+	if gone := os.Remove(tallyFile(dir)); !errors.Is(gone, os.ErrNotExist) {
+		err = errors.Join(err, gone)
 	}
-	os.Remove(tallyFile())
-	os.Unsetenv(loadPID)
+	return err
 }
 
-// stopLoad ends the load and fails if one of its requests did.
-func stopLoad(say narrate) error {
+// waitLoad asks the load to end and waits until it has.
+func waitLoad() error {
 	pid, err := strconv.Atoi(os.Getenv(loadPID))
 	if err != nil {
 		return fmt.Errorf("the load was not started: %w", err)
@@ -145,12 +156,22 @@ func stopLoad(say narrate) error {
 		return fmt.Errorf("stop the load: %w", err)
 	}
 	// It is a child of this process, though of the program before.
-	if _, err := syscall.Wait4(pid, nil, 0, nil); err != nil {
+	for err = syscall.EINTR; err == syscall.EINTR; {
+		_, err = syscall.Wait4(pid, nil, 0, nil)
+	}
+	if err != nil {
 		return fmt.Errorf("wait for the load: %w", err)
 	}
-	os.Unsetenv(loadPID)
-	defer os.Remove(tallyFile())
-	data, err := os.ReadFile(tallyFile())
+	return os.Unsetenv(loadPID)
+}
+
+// stopLoad ends the load and fails if one of its requests did.
+func stopLoad(dir string, say narrate) error {
+	if err := waitLoad(); err != nil {
+		return err
+	}
+	defer os.Remove(tallyFile(dir))
+	data, err := os.ReadFile(tallyFile(dir))
 	if err != nil {
 		return err
 	}
