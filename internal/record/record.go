@@ -22,7 +22,6 @@ import (
 const (
 	Services  = "/services/"  // NS/NAME    application  Service
 	Networks  = "/networks/"  // NAME       application  Network
-	Volumes   = "/volumes/"   // NS/NAME    application  Volume
 	NodeSpecs = "/nodespecs/" // ID         application  NodeSpec
 	Tasks     = "/tasks/"     // NODE/ID    leader       Task
 	Rollouts  = "/rollouts/"  // NS/NAME    leader       Rollout
