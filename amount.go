@@ -1,0 +1,62 @@
+package orchestrate
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// Amount is a number of tasks: "3", or a share of the service's replicas:
+// "25%". Empty is the default that the field's comment names. In JSON it is a
+// string or a whole number.
+type Amount string
+
+// Of is the number of tasks that a means for n replicas; a share is rounded up
+// if roundUp is set, and else down. It is negative when a is empty or cannot be
+// read.
+func (a Amount) Of(n int, roundUp bool) int {
+	value, percent, err := a.parse()
+	switch {
+	case err != nil || a == "":
+		return -1
+	case !percent:
+		return value
+	case roundUp:
+		return (n*value + 99) / 100
+	}
+	return n * value / 100
+}
+
+// parse reads the number, and whether it is a percentage. Of an empty Amount it
+// is 0.
+func (a Amount) parse() (value int, percent bool, err error) {
+	if a == "" {
+		return 0, false, nil
+	}
+	digits, percent := strings.CutSuffix(string(a), "%")
+	value, err = strconv.Atoi(digits)
+	switch {
+	case err != nil || value < 0 || digits[0] == '+':
+		return 0, false, fmt.Errorf(`want a number of tasks such as "3", or a share of the replicas such as "25%%"`)
+	case percent && value > 100:
+		return 0, false, fmt.Errorf("is more than 100%%")
+	case value > MaxReplicas:
+		return 0, false, fmt.Errorf("is more than %d", MaxReplicas)
+	}
+	return value, percent, nil
+}
+
+// UnmarshalJSON reads a string or a whole number. What the string says is
+// checked by validation, with all else.
+func (a *Amount) UnmarshalJSON(data []byte) error {
+	if len(data) > 0 && data[0] != '"' {
+		n, err := strconv.Atoi(string(data))
+		if err != nil {
+			return fmt.Errorf(`want a whole number or a share such as "25%%"`)
+		}
+		*a = Amount(strconv.Itoa(n))
+		return nil
+	}
+	return json.Unmarshal(data, (*string)(a))
+}
