@@ -27,6 +27,11 @@ func (f *Fleet) Destroy(ctx context.Context) error {
 	if destroyed {
 		return nil
 	}
+	for _, a := range f.nodes { // what a stopped one has must be released too
+		if err := f.runNode(a); err != nil {
+			return err
+		}
+	}
 	if err := f.removeServices(ctx); err != nil {
 		return err
 	}

@@ -14,7 +14,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	goruntime "runtime"
 	"slices"
 	"sync"
 	"time"
@@ -23,11 +22,9 @@ import (
 
 	"github.com/orchestrate-go/orchestrate"
 	"github.com/orchestrate-go/orchestrate/network/bridge"
-	"github.com/orchestrate-go/orchestrate/node"
 	"github.com/orchestrate-go/orchestrate/runtime"
 	"github.com/orchestrate-go/orchestrate/runtime/containerd"
 	"github.com/orchestrate-go/orchestrate/runtime/image"
-	"github.com/orchestrate-go/orchestrate/scheduler"
 	"github.com/orchestrate-go/orchestrate/store"
 	"github.com/orchestrate-go/orchestrate/store/bolt"
 	"github.com/orchestrate-go/orchestrate/volume/local"
@@ -45,7 +42,10 @@ type Fleet struct {
 	network *bridge.Driver
 	volumes *local.Driver
 	names   names
+	nodes   []*agent // that the machine stands for; the first is nodeID
+	opts    options
 
+	ctx    context.Context // of the loops; ends with cancel
 	cancel context.CancelFunc
 	loops  sync.WaitGroup
 	done   chan struct{} // closed when the loops have ended
@@ -88,14 +88,13 @@ func open(dir string, opts []Option) (_ *Fleet, err error) {
 	if o.logger == nil {
 		o.logger = slog.New(slog.DiscardHandler)
 	}
-	host, err := os.Hostname()
-	if err != nil {
+	if o.host, err = os.Hostname(); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	f := &Fleet{dir: dir, nodeID: cmp.Or(o.nodeID, host), done: make(chan struct{})}
+	f := &Fleet{dir: dir, nodeID: cmp.Or(o.nodeID, o.host), done: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, f.release())
@@ -126,39 +125,32 @@ func open(dir string, opts []Option) (_ *Fleet, err error) {
 			return nil, err
 		}
 	}
-	agent, err := node.New(f.store, node.Options{
-		Node: scheduler.Node{
-			ID: f.nodeID, Hostname: host, Labels: o.labels, Capacity: o.capacity,
-			Platform: scheduler.Platform{OS: goruntime.GOOS, Arch: goruntime.GOARCH},
-		},
-		Runtime: f.runtime, Network: f.network, Namespaces: f.network, Balancer: f.network,
-		Resolver: f.names, Volumes: f.volumes, Checkers: checkers(o.checkers),
-		Credentials: o.credentials, Dir: filepath.Join(dir, "node"), Logger: o.logger,
-	})
-	if err != nil {
+	f.opts = o
+	if err := f.makeNodes(); err != nil {
 		return nil, err
 	}
 	f.Fleet, err = orchestrate.New(f.store, append([]orchestrate.Option{
 		orchestrate.WithID(f.nodeID), orchestrate.WithLogger(o.logger),
 		orchestrate.WithAddressPools(pools.V4, pools.V6),
-		orchestrate.WithAccess(func(n string) (orchestrate.Access, error) {
-			if n != f.nodeID {
-				return nil, fmt.Errorf("node %s: %w", n, orchestrate.ErrNoAccess)
-			}
-			return agent, nil
-		}),
+		orchestrate.WithAccess(f.access),
 	}, o.fleet...)...)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	f.cancel = cancel
-	for _, run := range []func(context.Context) error{f.Fleet.Run, agent.Run, f.names.Run} {
+	f.ctx, f.cancel = context.WithCancel(context.Background())
+	for _, run := range []func(context.Context) error{f.Fleet.Run, f.names.Run} {
 		f.loops.Go(func() {
-			if err := run(ctx); err != nil && ctx.Err() == nil {
+			if err := run(f.ctx); err != nil && f.ctx.Err() == nil {
 				f.fail(err)
 			}
 		})
+	}
+	for _, a := range f.nodes {
+		if err := f.runNode(a); err != nil {
+			f.cancel()
+			f.loops.Wait()
+			return nil, err
+		}
 	}
 	go func() {
 		f.loops.Wait()
@@ -171,6 +163,9 @@ func open(dir string, opts []Option) (_ *Fleet, err error) {
 type containers interface {
 	runtime.Runtime
 	runtime.Importer
+	runtime.Execer
+	runtime.LogReader
+	runtime.StatsReader
 	Close() error
 }
 
@@ -225,7 +220,9 @@ func (f *Fleet) Close() error {
 
 // stop ends the loops and all calls.
 func (f *Fleet) stop() {
+	f.mu.Lock() // no node starts after this
 	f.cancel()
+	f.mu.Unlock()
 	f.Fleet.Close() // returns no error
 	<-f.done
 }

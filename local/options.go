@@ -17,7 +17,9 @@ type Option func(*options)
 
 type options struct {
 	logger      *slog.Logger
+	host        string // name of the machine
 	nodeID      string
+	further     []string // nodes
 	labels      map[string]string
 	binDir      string
 	containerd  string
