@@ -18,6 +18,9 @@
 // Containers run on when the program ends or dies. The next Open of the folder
 // adopts them. [Fleet.Destroy] leaves nothing behind.
 //
+// One machine can stand for several nodes, to try what needs them: see
+// [WithNodes].
+//
 // It needs Linux, root, and the programs containerd-shim-runc-v2 and runc; when
 // one is missing, the error says which and how to get it. An application that
 // wants another driver in one place, or many machines, composes
