@@ -4,7 +4,8 @@
 // A [Runtime] pulls images and starts, awaits, signals, removes and lists
 // containers. A [Spec] is one container, as data; [Spec.Validate] says what is
 // wrong with it. What a runtime can do beyond that is found by type
-// assertion: [Execer], [LogReader], [StatsReader], [Importer].
+// assertion: [Execer], [LogReader], [StatsReader], [Importer], [ImageLister],
+// [Resolver], [Updater].
 //
 //	if _, err := rt.Pull(ctx, "docker.io/library/redis:7", runtime.PullOptions{}); err != nil {
 //		return err
@@ -22,6 +23,6 @@
 // Drivers are runtime/containerd, for real containers, and runtime/memory, for
 // tests in virtual time; runtime/runtimetest is the suite that both pass and
 // that any other driver can run. Package runtime/image builds images from a
-// binary or a folder and checks archives of them. This package imports the
-// standard library alone.
+// binary or a folder and checks archives of them; runtime/registry asks
+// registries what tags mean. This package imports the standard library alone.
 package runtime

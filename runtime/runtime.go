@@ -18,7 +18,8 @@ import (
 // that does not exist all succeed.
 type Runtime interface {
 	// Pull makes the image named ref present and returns what it is. With
-	// [PullMissing] an image that is already here costs no network. The
+	// [PullMissing] an image that is already here costs no network, nor does
+	// one by a digest, which is then known by ref as well; see [Pinned]. The
 	// errors wrap [ErrImageNotFound], [ErrUnauthorized] or, for a platform
 	// that the image does not have, [ErrPlatform].
 	Pull(ctx context.Context, ref string, opts PullOptions) (Image, error)

@@ -141,8 +141,17 @@ func (s Spec) validateMounts(bad func(field, format string, args ...any)) {
 	}
 }
 
-func (s Spec) validateLimits(bad func(field, format string, args ...any)) {
-	r := s.Resources
+// Validate reports the bounds that no runtime could set, as *[SpecError]
+// values joined by [errors.Join], or nil.
+func (r Resources) Validate() error {
+	var errs []error
+	r.validate(func(field, format string, args ...any) {
+		errs = append(errs, &SpecError{Field: field, Reason: fmt.Sprintf(format, args...)})
+	})
+	return errors.Join(errs...)
+}
+
+func (r Resources) validate(bad func(field, format string, args ...any)) {
 	for _, v := range []struct {
 		name  string
 		value int64
@@ -168,6 +177,10 @@ func (s Spec) validateLimits(bad func(field, format string, args ...any)) {
 	if r.CPUSet != "" && !validCPUSet(r.CPUSet) {
 		bad("Resources.CPUSet", "%q: want a list such as 0-3,6", r.CPUSet)
 	}
+}
+
+func (s Spec) validateLimits(bad func(field, format string, args ...any)) {
+	s.Resources.validate(bad)
 	seen := map[string]bool{}
 	for i, u := range s.Ulimits {
 		field := fmt.Sprintf("Ulimits[%d]", i)

@@ -7,21 +7,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
-	"strings"
 	"sync"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/remotes"
-	"github.com/containerd/containerd/v2/core/remotes/docker"
-	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/orchestrate-go/orchestrate/internal/remote"
 	"github.com/orchestrate-go/orchestrate/runtime"
 )
 
@@ -56,7 +52,11 @@ func (r *Runtime) pull(ctx context.Context, ref string, opts runtime.PullOptions
 		}
 		platform = platforms.Only(p)
 	}
-	if opts.Policy != runtime.PullAlways {
+	pinned, err := r.store.pin(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	if opts.Policy != runtime.PullAlways || pinned {
 		b, err := r.store.lookup(ctx, ref)
 		// Another platform's image does not count as present.
 		if err == nil && (opts.Platform == "" || platformMatches(platform, b.image.Platform)) {
@@ -72,18 +72,18 @@ func (r *Runtime) pull(ctx context.Context, ref string, opts runtime.PullOptions
 			return nil, err
 		}
 	}
-	named, err := reference.ParseDockerRef(ref)
+	named, err := remote.Parse(ref)
 	if err != nil {
-		return nil, &runtime.SpecError{Field: "Image", Reason: fmt.Sprintf("%q is not a reference: %v: want a name such as docker.io/library/alpine:3", ref, err)}
+		return nil, err
 	}
 	ctx = r.store.with(ctx)
 	before, beforeErr := r.store.client.ImageService().Get(ctx, ref)
-	res := &resolver{as: ref, name: named.String(), inner: r.resolver(ctx, opts), progress: opts.Progress}
+	res := &resolver{as: ref, name: named.String(), inner: remote.New(ctx, opts), progress: opts.Progress}
 	img, err := r.store.client.Pull(ctx, ref,
 		client.WithResolver(res), client.WithPlatformMatcher(platform),
 		client.WithPullLabel(labelPlatform, opts.Platform), client.WithMaxConcurrentDownloads(4))
 	if err != nil {
-		return nil, pullError(err, res.resolved)
+		return nil, remote.Error(err, res.resolved)
 	}
 	b, err := r.store.unpacked(ctx, img.Metadata(), platform)
 	if err != nil {
@@ -101,62 +101,6 @@ func (r *Runtime) pull(ctx context.Context, ref string, opts runtime.PullOptions
 func platformMatches(m platforms.MatchComparer, platform string) bool {
 	p, err := platforms.Parse(platform)
 	return err == nil && m.Match(p)
-}
-
-// pullError gives an error of the registry client its meaning. Once the name
-// was resolved, what is not found is a platform of the image or a part of it.
-func pullError(err error, resolved bool) error {
-	var status remoteerrors.ErrUnexpectedStatus
-	refused := errors.As(err, &status) && (status.StatusCode == http.StatusUnauthorized || status.StatusCode == http.StatusForbidden)
-	switch {
-	case refused, errors.Is(err, docker.ErrInvalidAuthorization):
-		return fmt.Errorf("%w: %w", runtime.ErrUnauthorized, err)
-	case errdefs.IsNotFound(err) && !resolved:
-		return fmt.Errorf("%w: %w", runtime.ErrImageNotFound, err)
-	case errdefs.IsNotFound(err) && strings.Contains(err.Error(), "no match for platform"):
-		return fmt.Errorf("%w: %w", runtime.ErrPlatform, err)
-	}
-	return err
-}
-
-// resolver returns the client of registries for one pull.
-func (r *Runtime) resolver(ctx context.Context, opts runtime.PullOptions) remotes.Resolver {
-	type answer struct {
-		credentials runtime.Credentials
-		err         error
-	}
-	var mu sync.Mutex
-	asked := map[string]answer{}
-	authorizer := docker.NewDockerAuthorizer(docker.WithAuthCreds(func(host string) (string, string, error) {
-		if opts.Credentials == nil {
-			return "", "", nil
-		}
-		mu.Lock()
-		defer mu.Unlock()
-		a, ok := asked[host]
-		if !ok {
-			a.credentials, a.err = opts.Credentials(ctx, host)
-			asked[host] = a
-		}
-		return a.credentials.Username, a.credentials.Password, a.err
-	}))
-	plain := opts.PlainHTTP
-	if plain == nil {
-		plain = isLoopback
-	}
-	return docker.NewResolver(docker.ResolverOptions{Hosts: docker.ConfigureDefaultRegistries(
-		docker.WithAuthorizer(authorizer),
-		docker.WithPlainHTTP(func(host string) (bool, error) { return plain(host), nil }),
-	)})
-}
-
-// isLoopback reports whether host, with or without a port, is this machine.
-func isLoopback(host string) bool {
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	}
-	ip := net.ParseIP(strings.Trim(host, "[]"))
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // resolver asks the registry for an image's full name, but has it known by

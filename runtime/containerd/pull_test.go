@@ -153,6 +153,11 @@ func TestPull(t *testing.T) {
 	// The tag moves; only PullAlways follows.
 	moved := push(t, ref)
 	want2, _ := moved.Digest()
+	for policy, want := range map[runtime.PullPolicy]v1.Hash{runtime.PullMissing: want, runtime.PullNever: want, runtime.PullAlways: want2} {
+		if got, err := rt.Resolve(t.Context(), ref, runtime.PullOptions{Policy: policy}); err != nil || got != want.String() {
+			t.Errorf("Resolve with policy %q: got %s, %v; want %s", policy, got, err, want)
+		}
+	}
 	for policy, want := range map[runtime.PullPolicy]v1.Hash{runtime.PullMissing: want, runtime.PullNever: want} {
 		if got, err = rt.Pull(t.Context(), ref, runtime.PullOptions{Policy: policy}); err != nil || got.Digest != want.String() {
 			t.Errorf("policy %q: got %s, %v; want the image that is present, %s", policy, got.Digest, err, want)
@@ -160,6 +165,11 @@ func TestPull(t *testing.T) {
 	}
 	if got, err = rt.Pull(t.Context(), ref, runtime.PullOptions{Policy: runtime.PullAlways}); err != nil || got.Digest != want2.String() {
 		t.Errorf("PullAlways: got %s, %v; want the new %s", got.Digest, err, want2)
+	}
+	// What the tag was is fetched by its digest.
+	pinned := runtime.Pinned(ref, want.String())
+	if got, err = rt.Pull(t.Context(), pinned, runtime.PullOptions{}); err != nil || got.Digest != want.String() || got.Ref != pinned {
+		t.Errorf("by the first digest: got %s, %s, %v; want %s", got.Ref, got.Digest, err, pinned)
 	}
 	if err := rt.RemoveImage(t.Context(), ref); err != nil {
 		t.Fatal(err)

@@ -23,8 +23,8 @@ type Options struct {
 	Strict bool
 }
 
-// Runtime is an in-memory [runtime.Runtime], [runtime.Execer],
-// [runtime.LogReader] and [runtime.StatsReader]. It plays the machine: it
+// Runtime is an in-memory [runtime.Runtime] with every ability but that of an
+// Importer. It plays the machine, and the registry that it pulls from: it
 // outlives the agents that use it, so a test restarts an agent by making a new
 // one on the same Runtime.
 type Runtime struct {
@@ -33,7 +33,9 @@ type Runtime struct {
 	mu         sync.Mutex
 	closed     bool
 	images     map[string]Image       // what a registry has, by reference
-	present    map[string]bool        // references that were pulled
+	contents   map[string]Image       // and by digest, for ever
+	sets       map[string]int         // how often a reference was set
+	present    map[string]Image       // what references that were pulled mean here
 	containers map[string]*container  // by ID
 	starting   map[string]*chanCloser // Starts under way, by ID
 	logs       map[string]*logBuffer  // by container ID
@@ -50,6 +52,9 @@ var (
 	_ runtime.Execer      = (*Runtime)(nil)
 	_ runtime.LogReader   = (*Runtime)(nil)
 	_ runtime.StatsReader = (*Runtime)(nil)
+	_ runtime.ImageLister = (*Runtime)(nil)
+	_ runtime.Resolver    = (*Runtime)(nil)
+	_ runtime.Updater     = (*Runtime)(nil)
 )
 
 // New returns a Runtime without images or containers.
@@ -57,44 +62,23 @@ func New(opts Options) *Runtime {
 	return &Runtime{
 		opts:       opts,
 		images:     map[string]Image{},
-		present:    map[string]bool{},
+		contents:   map[string]Image{},
+		sets:       map[string]int{},
+		present:    map[string]Image{},
 		containers: map[string]*container{},
 		starting:   map[string]*chanCloser{},
 		logs:       map[string]*logBuffer{},
 	}
 }
 
-// Image is what a registry has under a reference.
-type Image struct {
-	// Config is what Pull returns. Empty Ref, Digest and Platform are filled
-	// in.
-	Config runtime.Image
-	// Program is what a container of the image runs.
-	Program Program
-	// PullTime is how long a pull takes. PullErr, when not nil, is how it
-	// ends; a test sets [runtime.ErrImageNotFound] or ErrUnauthorized.
-	PullTime time.Duration
-	PullErr  error
-	// Credentials, when not zero, are the only ones that may pull.
-	Credentials runtime.Credentials
-}
-
-// SetImage says what a registry has under a reference from now on. Running
-// containers are not changed; the reference must be pulled again to change
-// what the next container runs, as with a moving tag.
-func (r *Runtime) SetImage(ref string, image Image) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.images[ref] = image
-	delete(r.present, ref)
-}
-
 // Op is a call of a Runtime's method that is about to have its effect or has
 // had it.
 type Op struct {
-	Method string // "Pull", "Start", "Wait", "Kill", "Remove", "List", "Exec"
-	ID     string // of the container; empty for Pull and List
-	Ref    string // of the image, for Pull and Start
+	// Method is "Pull", "Resolve", "Start", "Update", "Wait", "Kill",
+	// "Remove", "List" or "Exec".
+	Method string
+	ID     string // of the container; empty for Pull, Resolve and List
+	Ref    string // of the image, for Pull, Resolve and Start
 	// Done is false before the effect. It is true after it, where an error
 	// stands for a caller that died before it learned of the success.
 	Done bool
@@ -135,76 +119,6 @@ func (r *Runtime) Close() error {
 	return nil
 }
 
-// Pull implements [runtime.Runtime].
-func (r *Runtime) Pull(ctx context.Context, ref string, opts runtime.PullOptions) (runtime.Image, error) {
-	if err := r.ask(Op{Method: "Pull", Ref: ref}); err != nil {
-		return runtime.Image{}, fmt.Errorf("pull image %q: %w", ref, err)
-	}
-	r.mu.Lock()
-	image, known := r.images[ref]
-	present := r.present[ref]
-	r.mu.Unlock()
-	fail := func(err error) (runtime.Image, error) {
-		return runtime.Image{}, fmt.Errorf("pull image %q: %w", ref, err)
-	}
-	if err := ctx.Err(); err != nil {
-		return fail(err)
-	}
-	if ref == "" {
-		return fail(runtime.ErrImageNotFound)
-	}
-	config := r.config(ref, image)
-	if present && opts.Policy != runtime.PullAlways {
-		return config, nil
-	}
-	if opts.Policy == runtime.PullNever || (!known && r.opts.Strict) {
-		return fail(runtime.ErrImageNotFound)
-	}
-	if opts.Progress != nil {
-		opts.Progress(runtime.Progress{Ref: ref, Total: config.Size})
-	}
-	if err := sleep(ctx, image.PullTime); err != nil {
-		return fail(err)
-	}
-	if want := image.Credentials; want != (runtime.Credentials{}) {
-		var got runtime.Credentials
-		if opts.Credentials != nil {
-			host, _, _ := strings.Cut(ref, "/")
-			var err error
-			if got, err = opts.Credentials(ctx, host); err != nil {
-				return fail(err)
-			}
-		}
-		if got != want {
-			return fail(runtime.ErrUnauthorized)
-		}
-	}
-	if image.PullErr != nil {
-		return fail(image.PullErr)
-	}
-	if opts.Platform != "" && opts.Platform != config.Platform {
-		return fail(runtime.ErrPlatform)
-	}
-	if opts.Progress != nil {
-		opts.Progress(runtime.Progress{Ref: ref, Done: config.Size, Total: config.Size})
-	}
-	r.mu.Lock()
-	r.present[ref] = true
-	r.mu.Unlock()
-	if err := r.ask(Op{Method: "Pull", Ref: ref, Done: true}); err != nil {
-		return fail(err)
-	}
-	return config, nil
-}
-
-// RemoveImage deletes an image by reference.
-func (r *Runtime) RemoveImage(_ context.Context, ref string) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.present, ref)
-	return nil
-}
-
 // Start implements [runtime.Runtime].
 func (r *Runtime) Start(ctx context.Context, spec runtime.Spec) error {
 	if err := spec.Validate(); err != nil {
@@ -241,10 +155,8 @@ func (r *Runtime) Start(ctx context.Context, spec runtime.Spec) error {
 
 	r.mu.Lock()
 	old := r.containers[spec.ID]
-	image, program, present := r.images[spec.Image], r.opts.Program, r.present[spec.Image]
-	if _, known := r.images[spec.Image]; known {
-		program = image.Program
-	}
+	image, present := r.present[spec.Image]
+	program := image.Program
 	r.mu.Unlock()
 	if old != nil && old.info().State == runtime.Running {
 		return nil
@@ -270,7 +182,7 @@ func (r *Runtime) Start(ctx context.Context, spec runtime.Spec) error {
 		r.logs[spec.ID] = log
 	}
 	log.limit(spec.Logs)
-	c := newContainer(spec, program, log, 1000+r.pids, r.config(spec.Image, image))
+	c := newContainer(spec, program, log, 1000+r.pids, image.Config)
 	r.containers[spec.ID] = c
 	c.run(&r.wg)
 	r.mu.Unlock()
@@ -387,20 +299,6 @@ func (r *Runtime) container(id string) (*container, error) {
 		return nil, runtime.ErrNotFound
 	}
 	return c, nil
-}
-
-func (r *Runtime) config(ref string, image Image) runtime.Image {
-	c := image.Config
-	if c.Ref == "" {
-		c.Ref = ref
-	}
-	if c.Digest == "" {
-		c.Digest = digest(ref)
-	}
-	if c.Platform == "" {
-		c.Platform = "linux/amd64"
-	}
-	return c
 }
 
 func includes(have, want map[string]string) bool {

@@ -2,8 +2,6 @@ package memory
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -39,6 +37,10 @@ type Program struct {
 	StopTime time.Duration
 	// StopCode is the exit code after such a signal; 0 is 128 + its number.
 	StopCode int
+
+	// Uses is memory that the process holds, in bytes: a smaller limit gets it
+	// killed, at its start or by an Update.
+	Uses int64
 
 	// Output is written to the log, each at its time after the start.
 	Output []Output
@@ -160,11 +162,18 @@ func (c *container) run(wg *sync.WaitGroup) {
 		c.end(p.Code, false)
 	}
 	switch {
+	case c.tooBigLocked():
+		c.endLocked(128+int(runtime.SIGKILL), true)
 	case p.Life > 0:
 		c.timers = append(c.timers, time.AfterFunc(p.Life, finish))
 	case p.Life < 0:
 		c.endLocked(p.Code, p.OOM)
 	}
+}
+
+func (c *container) tooBigLocked() bool {
+	limit := c.spec.Resources.Memory
+	return limit > 0 && c.program.Uses > limit
 }
 
 func (c *container) args() []string {
@@ -346,15 +355,10 @@ func (r *Runtime) Stats(_ context.Context, id string) (runtime.Stats, error) {
 	s := c.program.Stats
 	s.At = time.Now()
 	if s.MemoryLimit == 0 {
-		s.MemoryLimit = c.spec.Resources.Memory
+		s.MemoryLimit = c.resources().Memory
 	}
 	return s, nil
 }
 
 // ErrCommandNotFound is a ready StartErr: the image has no such program.
 var ErrCommandNotFound = errors.New("executable file not found in $PATH")
-
-func digest(s string) string {
-	sum := sha256.Sum256([]byte(s))
-	return "sha256:" + hex.EncodeToString(sum[:])
-}

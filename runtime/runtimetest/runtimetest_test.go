@@ -75,7 +75,69 @@ type (
 	pullsMissing     struct{ *memory.Runtime }
 	restartsAdopted  struct{ *memory.Runtime }
 	wrongMemoryLimit struct{ *memory.Runtime }
+
+	pullsTheTag      struct{ *memory.Runtime }
+	forgetsThePinned struct{ *memory.Runtime }
+	resolvesAnything struct{ *memory.Runtime }
+	listsOneName     struct{ *memory.Runtime }
+	updatesNothing   struct{ *memory.Runtime }
+	updatesByRestart struct{ *memory.Runtime }
+	updatesTheDead   struct{ *memory.Runtime }
+	updatesHalf      struct{ *memory.Runtime }
 )
+
+func (r pullsTheTag) Pull(ctx context.Context, ref string, o runtime.PullOptions) (runtime.Image, error) {
+	name, _ := runtime.CutDigest(ref)
+	img, err := r.Runtime.Pull(ctx, name, o)
+	img.Ref = ref
+	return img, err
+}
+
+func (r forgetsThePinned) RemoveImage(ctx context.Context, ref string) error {
+	images, _ := r.Runtime.Images(ctx)
+	for _, i := range images {
+		r.Runtime.RemoveImage(ctx, i.Ref)
+	}
+	return nil
+}
+
+func (r resolvesAnything) Resolve(ctx context.Context, ref string, o runtime.PullOptions) (string, error) {
+	digest, _ := r.Runtime.Resolve(ctx, ref, o)
+	return digest, nil
+}
+
+func (r listsOneName) Images(ctx context.Context) ([]runtime.Image, error) {
+	images, err := r.Runtime.Images(ctx)
+	return images[:min(len(images), 1)], err
+}
+
+func (r updatesNothing) Update(ctx context.Context, id string, want runtime.Resources) error {
+	err := r.Runtime.Update(ctx, id, r.Runtime.Resources(id))
+	return errors.Join(err, want.Validate())
+}
+
+func (r updatesByRestart) Update(ctx context.Context, id string, want runtime.Resources) error {
+	if err := r.Runtime.Update(ctx, id, want); err != nil {
+		return err
+	}
+	r.Runtime.Remove(ctx, id)
+	return r.Runtime.Start(ctx, runtime.Spec{ID: id, Image: image, Args: []string{"ignore"}, Resources: want})
+}
+
+func (r updatesTheDead) Update(ctx context.Context, id string, want runtime.Resources) error {
+	if err := r.Runtime.Update(ctx, id, want); !errors.Is(err, runtime.ErrNotFound) {
+		return err
+	}
+	return nil
+}
+
+func (r updatesHalf) Update(ctx context.Context, id string, want runtime.Resources) error {
+	half := want
+	if half.Memory < 6<<20 {
+		half.Memory = 0
+	}
+	return errors.Join(r.Runtime.Update(ctx, id, half), want.Validate())
+}
 
 func (r exitsZero) Wait(ctx context.Context, id string) (runtime.Exit, error) {
 	e, err := r.Runtime.Wait(ctx, id)
@@ -228,6 +290,14 @@ func TestSuiteCatches(t *testing.T) {
 		{"missing image", func(m *memory.Runtime) runtime.Runtime { return pullsMissing{m} }},
 		{"restart of the program", func(m *memory.Runtime) runtime.Runtime { return restartsAdopted{m} }},
 		{"stats", func(m *memory.Runtime) runtime.Runtime { return wrongMemoryLimit{m} }},
+		{"image by digest", func(m *memory.Runtime) runtime.Runtime { return pullsTheTag{m} }},
+		{"image by digest", func(m *memory.Runtime) runtime.Runtime { return forgetsThePinned{m} }},
+		{"resolve", func(m *memory.Runtime) runtime.Runtime { return resolvesAnything{m} }},
+		{"images", func(m *memory.Runtime) runtime.Runtime { return listsOneName{m} }},
+		{"update", func(m *memory.Runtime) runtime.Runtime { return updatesNothing{m} }},
+		{"update", func(m *memory.Runtime) runtime.Runtime { return updatesByRestart{m} }},
+		{"update that cannot be", func(m *memory.Runtime) runtime.Runtime { return updatesTheDead{m} }},
+		{"update that cannot be", func(m *memory.Runtime) runtime.Runtime { return updatesHalf{m} }},
 	} {
 		t.Run(fmt.Sprintf("%T", test.wrap(nil)), func(t *testing.T) {
 			t.Parallel()

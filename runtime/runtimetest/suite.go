@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -65,7 +66,7 @@ type testCase struct {
 
 // cases lists the suite in the order in which one meets the interface.
 func cases() []testCase {
-	return append(append(append(lifeCases(), raceCases()...), abilityCases()...), systemCases()...)
+	return slices.Concat(lifeCases(), raceCases(), abilityCases(), imageCases(), updateCases(), systemCases())
 }
 
 // env is a case's view of its runtime. Errors are collected; a case returns
