@@ -2,7 +2,9 @@ package orchestrate
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -32,6 +34,24 @@ type batch struct {
 	networks map[string]record.Network // as they will be
 	services map[string]Service        // as they will be
 	guarded  map[string]bool
+
+	reason string         // of the change, in its events; "" is reasonApplied
+	events []record.Event // that tell of it
+}
+
+// Why a service's spec was written.
+const (
+	reasonApplied  = "applied"
+	reasonScaled   = "scaled"
+	reasonRollback = "rollback"
+)
+
+// tell has an event kept in the commit of the batch.
+func (b *batch) tell(ctx context.Context, e record.Event) {
+	e.At, e.Cause.Actor = time.Now().UTC(), actorOf(ctx)
+	e.Reason = cmp.Or(e.Reason, b.reason, reasonApplied)
+	e.Cause.Reason, e.Cause.Revision = e.Reason, e.Revision
+	b.events = append(b.events, e)
 }
 
 // Apply makes objects what the fleet is to make true: all of them or, on an
@@ -88,6 +108,10 @@ func (f *Fleet) change(ctx context.Context, stage func(*batch) error) error {
 		if len(b.Writes) == 0 {
 			return nil
 		}
+		if len(b.events) > 0 {
+			key := record.Key(record.Kept, "application", rand.Text())
+			b.Writes = append(b.Writes, store.Put(key, record.EncodeEvents(b.events)))
+		}
 		_, err := f.store.Commit(ctx, b.Txn)
 		if !errors.Is(err, store.ErrConflict) {
 			return err
@@ -142,7 +166,7 @@ func (s Service) stage(ctx context.Context, f *Fleet, b *batch) error {
 		return err
 	}
 	now := time.Now().UTC()
-	rec := record.Service{Spec: spec, Revision: 1, Hash: s.Template.Hash(), Created: now, Updated: now, Revised: now}
+	rec := record.Service{Spec: spec, Revision: 1, Hash: s.Template.Hash(), Created: now, Updated: now, Revised: now, Actor: actorOf(ctx)}
 	var old Service
 	if found {
 		var last record.Service
@@ -176,7 +200,25 @@ func (s Service) stage(ctx context.Context, f *Fleet, b *batch) error {
 		return err
 	}
 	b.Writes = append(b.Writes, store.Put(key, data))
+	e := record.Event{Kind: record.ServiceApplied, Namespace: s.Namespace, Service: s.Name, Revision: rec.Revision}
+	if found {
+		e.Message = changedPaths(old, s)
+	}
+	b.tell(ctx, e)
 	return nil
+}
+
+// changedPaths says which fields of a spec were changed, and not how: a value
+// may be a secret.
+func changedPaths(old, new Service) string {
+	var paths []string
+	for _, c := range Diff(old, new) {
+		paths = append(paths, c.Path)
+	}
+	if paths == nil {
+		return "tried again"
+	}
+	return "changed " + strings.Join(paths, ", ")
 }
 
 func (f *Fleet) checkStrategy(s *Service) error {
@@ -356,6 +398,7 @@ func (n Network) stage(ctx context.Context, f *Fleet, b *batch) error {
 		return nil
 	}
 	b.Writes = append(b.Writes, store.Put(key, data))
+	b.tell(ctx, record.Event{Kind: record.NetworkApplied, Network: n.Name, Reason: reasonApplied})
 	return f.touch(ctx, b, guardNetworks)
 }
 
@@ -385,6 +428,7 @@ func (f *Fleet) Remove(ctx context.Context, names ...string) error {
 			}
 			b.guard(item, key)
 			b.Writes = append(b.Writes, store.Delete(key))
+			b.tell(ctx, record.Event{Kind: record.ServiceRemoved, Namespace: ns, Service: base, Reason: record.ReasonRemoved})
 		}
 		return nil
 	})
@@ -432,6 +476,7 @@ func (f *Fleet) RemoveNetwork(ctx context.Context, name string) error {
 		}
 		b.guard(item, key)
 		b.Writes = append(b.Writes, store.Delete(key))
+		b.tell(ctx, record.Event{Kind: record.NetworkRemoved, Network: name, Reason: record.ReasonRemoved})
 		return f.touch(ctx, b, guardNetworks)
 	})
 }
@@ -453,6 +498,7 @@ func (f *Fleet) Scale(ctx context.Context, name string, replicas int) error {
 			return err
 		}
 		b.guard(item, item.Key) // what was read here, not what stage will read
+		b.reason = reasonScaled
 		s.Replicas = replicas
 		if err := s.Validate(); err != nil {
 			return err

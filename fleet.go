@@ -45,6 +45,8 @@ type options struct {
 	lostAfter time.Duration
 	ranges    ranges
 	access    func(node string) (Access, error)
+
+	keepEach, keepAll int // events
 }
 
 // Option changes a Fleet at its making.
@@ -124,6 +126,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 	loop, err := control.New(control.Options{
 		Store: f.store, ID: f.opts.id, Scheduler: f.opts.scheduler, Decode: decodeWorkload,
 		Logger: f.opts.logger, LeaseTTL: f.opts.leaseTTL, LostAfter: f.opts.lostAfter,
+		KeepEventsEach: f.opts.keepEach, KeepEvents: f.opts.keepAll,
 	})
 	if err != nil {
 		return err

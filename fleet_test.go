@@ -31,6 +31,19 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func open(t *testing.T) (*orchestrate.Fleet, *runtimememory.Runtime, store.Store) {
 	t.Helper()
 	s := storememory.New(storememory.Options{})
+	f, rt := openFleet(t, s)
+	return f, rt, s
+}
+
+// openOver is open with a store and options of the test's own.
+func openOver(t *testing.T, s store.Store, opts ...orchestrate.Option) *orchestrate.Fleet {
+	t.Helper()
+	f, _ := openFleet(t, s, opts...)
+	return f
+}
+
+func openFleet(t *testing.T, s store.Store, opts ...orchestrate.Option) (*orchestrate.Fleet, *runtimememory.Runtime) {
+	t.Helper()
 	rt := runtimememory.New(runtimememory.Options{})
 	network := networkmemory.New(networkmemory.Options{})
 	agent, err := node.New(s, node.Options{
@@ -41,7 +54,7 @@ func open(t *testing.T) (*orchestrate.Fleet, *runtimememory.Runtime, store.Store
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := orchestrate.New(s, orchestrate.WithAccess(func(string) (orchestrate.Access, error) { return agent, nil }))
+	f, err := orchestrate.New(s, append(opts, orchestrate.WithAccess(func(string) (orchestrate.Access, error) { return agent, nil }))...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +77,7 @@ func open(t *testing.T) (*orchestrate.Fleet, *runtimememory.Runtime, store.Store
 		rt.Close()
 		s.Close()
 	})
-	return f, rt, s
+	return f, rt
 }
 
 func service(name string, published uint16) orchestrate.Service {
@@ -330,8 +343,8 @@ func TestWatchTellsWhy(t *testing.T) {
 		cancel()
 		<-done
 		for _, want := range []string{
-			"service-applied", "task-placed", "task-changed ready", "rollout-changed completed",
-			"task-changed ready exit", "service-removed", "task-stopping ready removed", "task-changed stopped exit", "task-gone stopped removed",
+			"service-applied applied", "task-placed wanted", "task-changed ready", "rollout-changed completed",
+			"task-changed ready exit", "service-removed removed", "task-stopping ready removed", "task-changed stopped exit", "task-gone stopped removed",
 		} {
 			if !slices.Contains(story, want) {
 				t.Errorf("no event %q in %q", want, story)

@@ -110,6 +110,7 @@ func (f *Fleet) Rollback(ctx context.Context, name string, to int64) error {
 			return err
 		}
 		b.guard(item, item.Key) // what was read here, not what stage will read
+		b.reason = reasonRollback
 		return s.stage(ctx, f, b)
 	})
 }

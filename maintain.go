@@ -73,7 +73,10 @@ func (f *Fleet) setNode(ctx context.Context, node string, set func(*record.NodeS
 				return fmt.Errorf("read %s: %w", key, err)
 			}
 		}
+		was := spec
 		set(&spec)
+		spec.Actor = actorOf(ctx)
+		b.tell(ctx, record.Event{Kind: record.NodeChanged, Node: node, Reason: nodeReason(was, spec)})
 		data, err := json.Marshal(spec)
 		if err != nil {
 			return err
@@ -82,4 +85,17 @@ func (f *Fleet) setNode(ctx context.Context, node string, set func(*record.NodeS
 		b.Writes = append(b.Writes, store.Put(key, data))
 		return nil
 	})
+}
+
+// nodeReason says in a word what a change of a node's spec is.
+func nodeReason(old, new record.NodeSpec) string {
+	switch {
+	case new.Drain && !old.Drain:
+		return record.ReasonDrained
+	case new.Cordoned && !old.Cordoned && !old.Drain:
+		return "cordoned"
+	case !new.Cordoned && !new.Drain && (old.Cordoned || old.Drain):
+		return "uncordoned"
+	}
+	return "changed"
 }

@@ -1,8 +1,10 @@
 package orchestrate
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"slices"
 	"strings"
 	"time"
 
@@ -10,62 +12,49 @@ import (
 	"github.com/orchestrate-go/orchestrate/store"
 )
 
-// EventKind says what happened.
-type EventKind string
+// WatchOption changes what a Watch tells.
+type WatchOption func(*watcher)
 
-// The kinds of event.
-const (
-	ServiceApplied EventKind = "service-applied" // its spec was written
-	ServiceRemoved EventKind = "service-removed" // its spec was deleted; its tasks stop
-	RolloutChanged EventKind = "rollout-changed" // it began, went on or ended: see Rollout
-	TaskPlaced     EventKind = "task-placed"     // it has a node
-	TaskStopping   EventKind = "task-stopping"   // it was told to stop: see Reason
-	TaskChanged    EventKind = "task-changed"    // its node reports another state, restart or failure
-	TaskGone       EventKind = "task-gone"       // it is over, and nothing of it is left to decide
-	NodeJoined     EventKind = "node-joined"     // its agent has a lease
-	NodeLost       EventKind = "node-lost"       // its agent has none any more
-)
+// WatchAfter has a Watch go on after an event that was seen before, by this
+// process or an earlier one; "" is from the beginning of what is kept. All kept
+// events since then come first, each once. Of what is not kept, such as the
+// states of tasks, comes what has changed since then, as it is now. Should
+// events have been forgotten meanwhile, an [EventsLost] comes before all others.
+func WatchAfter(t Token) WatchOption { return func(w *watcher) { w.resume, w.after = true, t } }
 
-// Event is a change of the fleet.
-type Event struct {
-	Kind      EventKind
-	At        time.Time // when this fleet saw it
-	Namespace string
-	Service   string
-	Task      string // ID
-	Node      string
-	Slot      int
-	Revision  int64 // of the service
-	// State of the task, and its restarts, in a TaskChanged.
-	State    State
-	Restarts int
-	// Reason says why a task is to stop or has stopped, or why a rollout
-	// failed.
-	Reason  string
-	Failure *Failure
-	Rollout *Rollout
+// WatchOnly has a Watch tell only what a filter asks for. Its After is that of
+// [WatchAfter], and its Last is not looked at.
+func WatchOnly(filter EventFilter) WatchOption {
+	return func(w *watcher) {
+		w.filter = filter
+		if filter.After != "" {
+			w.resume, w.after = true, filter.After
+		}
+	}
 }
 
 // Watch returns a channel of what happens in the fleet from now on, in order
-// and without gaps. A reader that is slow does not hold up the fleet. The
-// channel is closed when ctx ends or the fleet is closed, or when history was
-// lost to a reader that fell too far behind: a caller that needs to know the
-// state then asks for it and watches again.
-func (f *Fleet) Watch(ctx context.Context) (<-chan Event, error) {
+// and without gaps; see [WatchAfter] for what happened before. A reader that is
+// slow does not hold up the fleet, and misses no kept event unless it falls
+// behind all that are kept, of which an [EventsLost] tells. The channel is closed
+// when ctx ends, or the fleet or its store is closed. A Token that no event can
+// have is a [*TokenError].
+func (f *Fleet) Watch(ctx context.Context, opts ...WatchOption) (<-chan Event, error) {
 	ctx, done, err := f.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
-	w := watcher{tasks: map[string]Event{}, stopping: map[string]string{}}
-	snapshot, err := f.store.List(ctx, "/")
-	if err == nil {
-		for _, item := range snapshot.Items {
-			w.event(store.Change{Item: item}) // what is so already is no event
-		}
+	w := &watcher{fleet: f}
+	for _, o := range opts {
+		o(w)
 	}
+	if w.resume && w.after != "" {
+		w.at, err = parseToken(w.after)
+	}
+	var past []Event
 	var batches <-chan store.Batch
 	if err == nil {
-		batches, err = f.store.Watch(ctx, "/", snapshot.Revision)
+		past, batches, err = w.begin(ctx)
 	}
 	if err != nil {
 		done()
@@ -75,18 +64,9 @@ func (f *Fleet) Watch(ctx context.Context) (<-chan Event, error) {
 	go func() {
 		defer done()
 		defer close(events)
-		for batch := range batches {
-			for _, c := range batch.Changes {
-				e, ok := w.event(c)
-				if !ok {
-					continue
-				}
-				e.At = time.Now().UTC()
-				select {
-				case events <- e:
-				case <-ctx.Done():
-					return
-				}
+		for w.follow(ctx, past, batches, events) {
+			if past, batches, err = w.begin(ctx); err != nil {
+				return
 			}
 		}
 	}()
@@ -96,48 +76,147 @@ func (f *Fleet) Watch(ctx context.Context) (<-chan Event, error) {
 // watcher makes events of changes. It remembers what a deleted key does not
 // say.
 type watcher struct {
-	tasks    map[string]Event  // the last of each task
-	stopping map[string]string // why, of those that are to stop
+	fleet  *Fleet
+	filter EventFilter
+	resume bool
+	after  Token
+
+	at    token            // of what was told, or passed over, last
+	tasks map[string]Event // the last of each task
 }
 
-func (w *watcher) event(c store.Change) (Event, bool) {
+// begin takes in what there is, and returns the events of it that are to be
+// told, and the changes that follow.
+func (w *watcher) begin(ctx context.Context) (past []Event, batches <-chan store.Batch, err error) {
+	snapshot, err := w.fleet.store.List(ctx, "/")
+	if err != nil {
+		return nil, nil, err
+	}
+	w.tasks = map[string]Event{}
+	// Tasks first: what else there is refers to them.
+	slices.SortStableFunc(snapshot.Items, func(a, b store.Item) int {
+		task := func(i store.Item) int {
+			if strings.HasPrefix(i.Key, record.Tasks) {
+				return 0
+			}
+			return 1
+		}
+		return task(a) - task(b)
+	})
+	for _, item := range snapshot.Items {
+		for _, e := range w.events(store.Change{Item: item}) {
+			if at, err := parseToken(e.Token); w.resume && err == nil && compareTokens(at, w.at) > 0 {
+				past = append(past, e)
+			}
+		}
+	}
+	slices.SortStableFunc(past, func(a, b Event) int {
+		x, _ := parseToken(a.Token)
+		y, _ := parseToken(b.Token)
+		return compareTokens(x, y)
+	})
+	if w.resume {
+		forgotten, err := w.fleet.forgotten(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		if forgotten > w.at.revision {
+			past = append([]Event{{Kind: EventsLost, Token: Token(w.at.String()),
+				Message: "events after this token have been forgotten; what follows is what is kept"}}, past...)
+		}
+	}
+	w.resume, w.at = true, token{revision: snapshot.Revision, key: "\xff"}
+	batches, err = w.fleet.store.Watch(ctx, "/", snapshot.Revision)
+	return past, batches, err
+}
+
+// follow tells events until there are no more, and reports whether to begin
+// again, because the reader was so slow that changes were lost. The kept events
+// among them are not.
+func (w *watcher) follow(ctx context.Context, past []Event, batches <-chan store.Batch, out chan<- Event) (again bool) {
+	send := func(e Event) bool {
+		if e.At.IsZero() {
+			e.At = time.Now().UTC()
+		}
+		if e.Kind != EventsLost && !w.filter.matches(&e) {
+			return true
+		}
+		select {
+		case out <- e:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+	for _, e := range past {
+		if !send(e) {
+			return false
+		}
+	}
+	for batch := range batches {
+		if batch.Err != nil {
+			return isCompacted(batch.Err)
+		}
+		// One order in a commit, in which also what is read later is told.
+		changes := slices.SortedFunc(slices.Values(batch.Changes), func(a, b store.Change) int { return cmp.Compare(a.Item.Key, b.Item.Key) })
+		for _, c := range changes {
+			for _, e := range w.events(c) {
+				if !send(e) {
+					return false
+				}
+			}
+		}
+		w.at = token{revision: batch.Revision, key: "\xff"}
+	}
+	return false
+}
+
+// events are what a change tells.
+func (w *watcher) events(c store.Change) []Event {
 	key := c.Item.Key
 	prefix := key[:strings.IndexByte(key[1:]+"/", '/')+1]
 	parts := strings.Split(strings.TrimPrefix(key[len(prefix):], "/"), "/")
+	var e Event
+	var news bool
 	switch prefix + "/" {
-	case record.Services:
-		return w.service(c, parts)
-	case record.Rollouts:
-		return w.rollout(c, parts)
+	case record.Kept:
+		return w.kept(c)
 	case record.Tasks:
-		return w.task(c, parts)
+		w.task(c, parts)
+		return nil
+	case record.Rollouts:
+		e, news = w.rollout(c, parts)
 	case record.Statuses:
-		return w.status(c, parts)
+		e, news = w.status(c, parts)
 	case record.Alive:
-		e := Event{Kind: NodeJoined, Node: parts[0]}
+		e, news = Event{Kind: NodeJoined, Node: parts[0]}, true
 		if c.Deleted {
-			e.Kind = NodeLost
+			e.Kind = NodeSilent
 		}
-		return e, true
 	}
-	return Event{}, false
+	if !news {
+		return nil
+	}
+	e.Token = Token(token{revision: c.Item.Revision, key: key}.String())
+	return []Event{e}
 }
 
-func (w *watcher) service(c store.Change, parts []string) (Event, bool) {
-	if len(parts) != 2 {
-		return Event{}, false
-	}
-	e := Event{Kind: ServiceApplied, Namespace: parts[0], Service: parts[1]}
+// kept are the events of one commit, with what the node of a task said last.
+func (w *watcher) kept(c store.Change) []Event {
 	if c.Deleted {
-		e.Kind = ServiceRemoved
-		return e, true
+		return nil
 	}
-	var rec record.Service
-	if json.Unmarshal(c.Item.Value, &rec) != nil {
-		return e, false
+	events, err := readEvents(c.Item)
+	if err != nil {
+		return nil
 	}
-	e.Revision = rec.Revision
-	return e, true
+	for i := range events {
+		e := &events[i]
+		if last, known := w.tasks[e.Task]; known && e.Task != "" {
+			e.State, e.Restarts = cmp.Or(e.State, last.State), last.Restarts
+		}
+	}
+	return events
 }
 
 func (w *watcher) rollout(c store.Change, parts []string) (Event, bool) {
@@ -151,33 +230,19 @@ func (w *watcher) rollout(c store.Change, parts []string) (Event, bool) {
 	}, true
 }
 
-func (w *watcher) task(c store.Change, parts []string) (Event, bool) {
+// task remembers what a task is.
+func (w *watcher) task(c store.Change, parts []string) {
 	if len(parts) != 2 {
-		return Event{}, false
-	}
-	id := parts[1]
-	if c.Deleted {
-		e := w.tasks[id]
-		e.Kind, e.Task, e.Node, e.Failure, e.Reason = TaskGone, id, parts[0], nil, w.stopping[id]
-		delete(w.tasks, id)
-		delete(w.stopping, id)
-		return e, true
+		return
 	}
 	var rec record.Task
-	if json.Unmarshal(c.Item.Value, &rec) != nil {
-		return Event{}, false
+	if c.Deleted || json.Unmarshal(c.Item.Value, &rec) != nil {
+		delete(w.tasks, parts[1])
+		return
 	}
-	last, known := w.tasks[id]
-	e := Event{
-		Kind: TaskPlaced, Namespace: rec.Namespace, Service: rec.Service, Task: id, Node: rec.Node,
-		Slot: rec.Slot, Revision: rec.Revision, State: last.State, Restarts: last.Restarts,
-	}
-	if rec.Stop != nil {
-		e.Kind, e.Reason = TaskStopping, rec.Stop.Reason
-	}
-	news := !known || e.Reason != w.stopping[id]
-	w.tasks[id], w.stopping[id] = e, e.Reason
-	return e, news
+	e := w.tasks[rec.ID]
+	e.Namespace, e.Service, e.Task, e.Node, e.Slot, e.Revision = rec.Namespace, rec.Service, rec.ID, rec.Node, rec.Slot, rec.Revision
+	w.tasks[rec.ID] = e
 }
 
 func (w *watcher) status(c store.Change, parts []string) (Event, bool) {
@@ -186,11 +251,14 @@ func (w *watcher) status(c store.Change, parts []string) (Event, bool) {
 		return Event{}, false
 	}
 	id := parts[1]
-	last := w.tasks[id]
+	last, known := w.tasks[id]
 	e := last
 	e.Kind, e.Namespace, e.Service, e.Task, e.Node = TaskChanged, rec.Namespace, rec.Service, id, parts[0]
 	e.State, e.Restarts, e.Failure, e.Reason = State(rec.State), rec.Restarts, readFailure(rec.Failure), ""
+	e.Cause.Actor = record.ActorAgent(parts[0])
+	if known { // else its task is gone already
+		w.tasks[id] = e
+	}
 	sameFailure := (last.Failure == nil) == (e.Failure == nil) && (e.Failure == nil || last.Failure.At.Equal(e.Failure.At))
-	w.tasks[id] = e
 	return e, last.State != e.State || last.Restarts != e.Restarts || !sameFailure
 }

@@ -28,6 +28,9 @@ type Options struct {
 	// replaced, and how long a new leader waits before it believes any node
 	// to be lost; 0 is DefaultLostAfter.
 	LostAfter time.Duration
+	// KeepEventsEach and KeepEvents bound the history of events, of one service
+	// or node and of the fleet; 0 is the constant of that name.
+	KeepEventsEach, KeepEvents int
 	// Observe, when not nil, is called with each Event once it is committed,
 	// in order, from the goroutine of Run: it must not block.
 	Observe func(Event)
@@ -67,9 +70,10 @@ func New(opts Options) (*Loop, error) {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
 	return &Loop{
-		opts:   opts,
-		log:    opts.Logger.With("candidate", opts.ID),
-		config: Config{Decode: opts.Decode, Place: opts.Scheduler, LostAfter: opts.LostAfter},
+		opts: opts,
+		log:  opts.Logger.With("candidate", opts.ID),
+		config: Config{Decode: opts.Decode, Place: opts.Scheduler, LostAfter: opts.LostAfter,
+			KeepEventsEach: opts.KeepEventsEach, KeepEvents: opts.KeepEvents},
 	}, nil
 }
 
@@ -154,19 +158,18 @@ func (l *Loop) lead(ctx context.Context, fence store.Condition) (led bool, err e
 
 	state := NewState(l.config)
 	state.Load(snapshot, now())
-	committed := state.Revision()
+	committed, told := state.Revision(), 0
 	wake := time.NewTimer(time.Hour)
 	defer wake.Stop()
 	for {
 		// What was committed must have come back before it can be planned on.
 		if state.Revision() >= committed {
 			plan := state.Plan(now())
-			revision, err := l.commit(ctx, fence, plan.Writes)
+			revision, err := l.commit(ctx, fence, plan, &told)
 			if err != nil {
 				return led, err
 			}
 			committed, led = max(committed, revision), true
-			l.tell(plan.Events)
 			wake.Stop()
 			if !plan.Wake.IsZero() {
 				wake.Reset(plan.Wake.Sub(now()))
@@ -208,7 +211,7 @@ func (l *Loop) tell(events []Event) {
 		case TaskDeleted, FrontendChanged:
 			level = slog.LevelDebug
 		}
-		l.log.Log(context.Background(), level, string(e.Kind), "event", e)
+		l.log.LogAttrs(context.Background(), level, string(e.Kind), attributes(&e))
 		if l.opts.Observe != nil {
 			l.opts.Observe(e)
 		}

@@ -2,31 +2,17 @@ package control
 
 import (
 	"log/slog"
-	"time"
 
 	"github.com/orchestrate-go/orchestrate/internal/record"
 )
 
 // Event is a decision of the planner that has been committed, or something it
-// saw, with its reason.
-type Event struct {
-	At        time.Time
-	Kind      EventKind
-	Namespace string // of the service; empty in an event about a node
-	Service   string
-	Task      string // ID
-	Slot      int    // of Task
-	Node      string
-	Revision  int64 // of the service
-	// Reason is a record.Reason constant where a task is stopped, a
-	// record.Why constant where a rollout failed.
-	Reason  string
-	Message string          // for people; may be empty
-	Failure *record.Failure // of the task that failed
-}
+// saw, with its reason. Those that Kept reports true for are written in the
+// commit of the decision.
+type Event = record.Event
 
 // EventKind says what happened.
-type EventKind string
+type EventKind = record.EventKind
 
 // The kinds of event.
 const (
@@ -34,7 +20,7 @@ const (
 	TaskUnplaced      EventKind = "task-unplaced"      // no node fits; Message says why
 	TaskStopping      EventKind = "task-stopping"      // a task was told to stop
 	TaskFailed        EventKind = "task-failed"        // a task gave up, and was counted
-	TaskDeleted       EventKind = "task-deleted"       // a task's record was deleted: it is over
+	TaskDeleted       EventKind = "task-gone"          // a task's record was deleted: it is over
 	RolloutStarted    EventKind = "rollout-started"    // the first of a spec, or it supersedes another
 	RolloutSucceeded  EventKind = "rollout-completed"  // the spec is true
 	RolloutStopped    EventKind = "rollout-failed"     // the spec could not be made true
@@ -42,18 +28,23 @@ const (
 	RollbackSucceeded EventKind = "rollback-completed" // it is
 	RollbackStopped   EventKind = "rollback-failed"    // it could not be
 	FrontendChanged   EventKind = "frontend-changed"   // a service's addresses or ports
-	ServiceRemoved    EventKind = "service-removed"    // nothing is left of a service
+	ServiceGone       EventKind = "service-gone"       // nothing is left of a service that was removed
 	NodeLost          EventKind = "node-lost"          // a node was silent for too long
 	NodeReturned      EventKind = "node-returned"      // a lost node is alive again
 	RecordIgnored     EventKind = "record-ignored"     // a record cannot be read; Message says which
 )
 
-// LogValue is e without what is empty.
-func (e Event) LogValue() slog.Value {
-	var attrs []slog.Attr
+// Kept reports whether e is written to the store. What is not is no decision:
+// each leader sees it anew.
+func Kept(e *Event) bool { return e.Kind != RecordIgnored }
+
+// attributes are what a log says of e: what is not empty.
+func attributes(e *Event) slog.Attr {
+	var attrs []any
 	for _, a := range []slog.Attr{
 		slog.String("namespace", e.Namespace), slog.String("service", e.Service), slog.String("task", e.Task),
 		slog.String("node", e.Node), slog.String("reason", e.Reason), slog.String("message", e.Message),
+		slog.String("actor", e.Cause.Actor), slog.String("trigger", e.Cause.Trigger),
 	} {
 		if a.Value.String() != "" {
 			attrs = append(attrs, a)
@@ -62,5 +53,5 @@ func (e Event) LogValue() slog.Value {
 	if e.Revision != 0 {
 		attrs = append(attrs, slog.Int64("revision", e.Revision))
 	}
-	return slog.GroupValue(attrs...)
+	return slog.Group("event", attrs...)
 }

@@ -68,7 +68,7 @@ func (s *State) changeNode(id string, c store.Change) error {
 			n.silent = false
 			_, _ = s.cluster.RemoveNode(id) // it is there, or never was valid
 			s.markTasks(n)
-			s.see(Event{Kind: NodeLost, Node: id, Reason: record.ReasonNodeLost, Message: "its record was deleted"})
+			s.lose(n, "its record was deleted")
 		}
 		s.forgetNode(n)
 		return nil
@@ -117,8 +117,9 @@ func (s *State) changeAlive(id string, alive bool) {
 		return
 	}
 	n.alive = alive
-	if n.silent {
-		s.see(Event{Kind: NodeReturned, Node: id})
+	if alive && s.kept.lost[id] { // of which also an earlier leader may have told
+		s.kept.lost[id] = false
+		s.see(Event{Kind: NodeReturned, Node: id, Cause: record.Cause{Actor: record.ActorAgent(id)}})
 	}
 	n.silent = false
 	s.watchSilence(n)
@@ -140,8 +141,15 @@ func (s *State) watchSilence(n *node) {
 
 func (s *State) silence(n *node) {
 	n.silent = true
-	s.see(Event{Kind: NodeLost, Node: n.id, Reason: record.ReasonNodeLost, Message: "silent for " + s.config.LostAfter.String()})
+	if !s.kept.lost[n.id] {
+		s.lose(n, "silent for "+s.config.LostAfter.String())
+	}
 	s.markTasks(n)
+}
+
+func (s *State) lose(n *node, why string) {
+	s.kept.lost[n.id] = true
+	s.see(Event{Kind: NodeLost, Node: n.id, Reason: record.ReasonNodeLost, Message: why, Cause: record.Cause{Actor: record.ActorPlanner}})
 }
 
 // offer tells the scheduler what n is and what the application wants of it.

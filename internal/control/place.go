@@ -20,6 +20,12 @@ type placement struct {
 	unplaced string // why the others have no place; empty when all have one
 	invalid  bool   // the request itself is wrong: waiting does not help
 	victims  []*task
+	// makesRoom is which task each victim makes room for, decisions is the
+	// scheduler's for each placed task, and decision the first that left
+	// replicas without a place.
+	makesRoom map[*task]string
+	decisions map[string]*scheduler.Decision
+	decision  *scheduler.Decision
 }
 
 // place finds nodes for the starts of v, whole groups of replicas at once.
@@ -44,20 +50,38 @@ func (s *State) place(v *view) placement {
 	}
 	for i, group := range starts {
 		d := &decisions[i]
+		said := digest(d)
 		if err := d.Err(); err != nil && p.unplaced == "" {
-			p.unplaced = err.Error()
+			p.unplaced, p.decision = err.Error(), said
 		}
 		for k, id := range d.Tasks { // those asked for first
 			p.tasks = append(p.tasks, v.task(group[k], id, d.Nodes[k]))
+			if p.decisions == nil {
+				p.decisions = map[string]*scheduler.Decision{}
+			}
+			p.decisions[id] = said
 		}
 		for _, victim := range d.Victims {
 			if t := s.tasks[victim.Node+"/"+victim.Task]; t != nil && t.rec.Stop == nil {
 				p.victims = append(p.victims, t)
+				if p.makesRoom == nil {
+					p.makesRoom = map[*task]string{}
+				}
+				p.makesRoom[t] = victim.For
 			}
 		}
 	}
 	slices.SortFunc(p.tasks, func(a, b record.Task) int { return cmp.Compare(a.Slot, b.Slot) })
 	return p
+}
+
+// digest is what an event keeps of a decision: the reasons, without a list of
+// all that was placed.
+func digest(d *scheduler.Decision) *scheduler.Decision {
+	said := *d
+	said.Tasks, said.Nodes = nil, nil
+	said.RunnersUp = said.RunnersUp[:min(len(said.RunnersUp), 2)]
+	return &said
 }
 
 // groups splits starts into those that ask for the same: all that follow the

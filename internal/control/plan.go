@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/orchestrate-go/orchestrate/internal/record"
+	"github.com/orchestrate-go/orchestrate/scheduler"
 	"github.com/orchestrate-go/orchestrate/store"
 )
 
@@ -21,6 +22,9 @@ type Plan struct {
 	Writes []store.Write
 	// Events say what was decided, and seen, and why.
 	Events []Event
+	// after says of each event how many of the writes come before it: the last
+	// of them is what it tells of.
+	after []int
 	// Wake is when to plan again if nothing changes before; zero is never.
 	Wake time.Time
 }
@@ -32,12 +36,13 @@ type Plan struct {
 func (s *State) Plan(now time.Time) Plan {
 	s.now = now
 	s.timers.expire(now)
-	p := Plan{Events: s.events}
+	p := Plan{Events: s.events, after: make([]int, len(s.events))}
 	s.events = nil
 	for _, svc := range s.inOrder() {
 		s.plan(svc, &p)
 	}
 	clear(s.dirty)
+	p.Writes = append(p.Writes, s.kept.forget()...)
 	p.Wake = s.timers.next()
 	return p
 }
@@ -86,20 +91,22 @@ func (s *State) plan(svc *service, p *Plan) {
 	v.tally(placed.tasks)
 	s.timers.set(&svc.timer, v.wake)
 
-	w := &writer{plan: p, service: svc, now: s.now}
+	w := &writer{plan: p, service: svc, now: s.now, cause: s.cause(svc, v), unplaced: placed.decision}
 	w.frontend(frontend)
 	w.rollout(&v.rollout, svc.rollout)
 	for i := range v.failed {
 		w.failed(v.failed[i])
 	}
 	for i := range placed.tasks {
-		w.place(&placed.tasks[i])
+		w.place(&placed.tasks[i], w.whyStart(v, &placed.tasks[i]), placed.decisions[placed.tasks[i].ID])
 	}
 	for _, st := range v.stops {
 		w.stop(st)
 	}
 	for _, t := range placed.victims {
-		victim := &writer{plan: p, service: t.service, now: s.now}
+		cause := w.cause
+		cause.Actor, cause.Trigger = record.ActorPlanner, "task/"+placed.makesRoom[t]
+		victim := &writer{plan: p, service: t.service, now: s.now, cause: cause}
 		// Its own service, less important and so yet to be planned, must not
 		// stop it once more.
 		t.rec.Stop = victim.stop(stop{t, record.ReasonPreempted})
@@ -112,7 +119,7 @@ func (s *State) plan(svc *service, p *Plan) {
 // remove plans a service whose record is gone: its tasks stop, and when the
 // last is over what was derived from the record goes too.
 func (s *State) remove(svc *service, p *Plan) {
-	w := &writer{plan: p, service: svc, now: s.now}
+	w := &writer{plan: p, service: svc, now: s.now, cause: s.cause(svc, nil)}
 	if len(svc.tasks) == 0 {
 		if svc.frontend != nil || svc.frontendRaw != nil {
 			w.delete(record.Frontends + svc.key)
@@ -120,7 +127,7 @@ func (s *State) remove(svc *service, p *Plan) {
 		if svc.rollout != nil {
 			w.delete(record.Rollouts + svc.key)
 		}
-		w.event(Event{Kind: ServiceRemoved, Reason: record.ReasonRemoved})
+		w.event(Event{Kind: ServiceGone, Reason: record.ReasonRemoved})
 		return
 	}
 	for _, t := range svc.tasks {
@@ -138,11 +145,21 @@ type writer struct {
 	plan    *Plan
 	service *service
 	now     time.Time
+	cause   record.Cause // of events that do not say their own
+	// unplaced is the scheduler's decision that left replicas without a place.
+	unplaced *scheduler.Decision
 }
 
+// event tells of what was written last.
 func (w *writer) event(e Event) {
 	e.At, e.Namespace, e.Service = w.now, w.service.namespace, w.service.name
+	if e.Cause.Actor == "" {
+		e.Cause = w.cause
+	}
+	e.Cause.Reason = cmp.Or(e.Reason, e.Cause.Reason)
+	e.Reason = cmp.Or(e.Reason, e.Cause.Reason)
 	w.plan.Events = append(w.plan.Events, e)
+	w.plan.after = append(w.plan.after, len(w.plan.Writes))
 }
 
 func (w *writer) put(key string, value any) {
@@ -193,8 +210,9 @@ func (w *writer) rollout(r, old *record.Rollout) {
 		w.event(e)
 	}
 	if r.Unplaced != "" && (old == nil || old.Unplaced != r.Unplaced) {
-		e.Kind, e.Message = TaskUnplaced, r.Unplaced
+		e.Kind, e.Message, e.Decision = TaskUnplaced, r.Unplaced, w.unplaced
 		w.event(e)
+		e.Message, e.Decision = "", nil
 	}
 	if r.State != record.Progressing && (began || old.State != r.State) {
 		w.ended(&r.Attempt, RolloutSucceeded, RolloutStopped)
@@ -219,9 +237,9 @@ func (w *writer) ended(a *record.Attempt, completed, failed EventKind) {
 	w.event(e)
 }
 
-func (w *writer) place(t *record.Task) {
+func (w *writer) place(t *record.Task, cause record.Cause, d *scheduler.Decision) {
 	w.put(record.Key(record.Tasks, t.Node, t.ID), t)
-	w.event(Event{Kind: TaskPlaced, Task: t.ID, Slot: t.Slot, Node: t.Node, Revision: t.Revision})
+	w.event(Event{Kind: TaskPlaced, Task: t.ID, Slot: t.Slot, Node: t.Node, Revision: t.Revision, Cause: cause, Decision: d})
 }
 
 func (w *writer) about(t *task, e Event) {
@@ -230,18 +248,33 @@ func (w *writer) about(t *task, e Event) {
 }
 
 func (w *writer) failed(t *task) {
-	w.about(t, Event{Kind: TaskFailed, Reason: record.ReasonFailed, Failure: failure(t), Message: failure(t).Message})
+	cause := w.cause
+	cause.Actor, cause.Trigger = record.ActorAgent(t.rec.Node), ""
+	w.about(t, Event{Kind: TaskFailed, Reason: record.ReasonFailed, Failure: failure(t), Message: failure(t).Message, Cause: cause})
 }
 
 func (w *writer) stop(st stop) *record.Stop {
 	t := st.task.rec
 	t.Stop = &record.Stop{Reason: st.reason, At: w.now}
 	w.put(record.Key(record.Tasks, t.Node, t.ID), &t)
-	w.about(st.task, Event{Kind: TaskStopping, Reason: st.reason})
+	w.about(st.task, Event{Kind: TaskStopping, Reason: st.reason, Cause: w.whyStop(st.task, st.reason)})
 	return t.Stop
 }
 
 func (w *writer) remove(t *task) {
 	w.delete(record.Key(record.Tasks, t.rec.Node, t.rec.ID))
-	w.about(t, Event{Kind: TaskDeleted})
+	e := Event{Kind: TaskDeleted, Cause: w.cause}
+	e.Cause.Actor = record.ActorPlanner
+	if t.status != nil {
+		e.State = t.status.State
+	}
+	switch {
+	case t.rec.Stop != nil:
+		e.Reason = t.rec.Stop.Reason
+	case t.over():
+		e.Reason = record.ReasonFailed
+	default:
+		e.Reason = record.ReasonNodeLost
+	}
+	w.about(t, e)
 }

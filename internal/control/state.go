@@ -24,6 +24,9 @@ type Config struct {
 	Place Placer
 	// LostAfter is how long a node may be silent before its tasks are replaced.
 	LostAfter time.Duration
+	// KeepEventsEach and KeepEvents bound the history of events; 0 is the
+	// constant of that name.
+	KeepEventsEach, KeepEvents int
 }
 
 // State is an indexed view of the store, and the planner's only memory: a
@@ -47,6 +50,7 @@ type State struct {
 	hungry map[*service]struct{} // have replicas without a place
 	timers timers
 	events []Event // seen since the last Plan
+	kept   *kept   // the events in the store
 	slots  []slot  // room for the next view
 }
 
@@ -58,7 +62,8 @@ type service struct {
 	spec    int64 // store revision of the record; 0 when there is none
 	created time.Time
 	work    Workload
-	invalid error // why the record does not decode
+	invalid error  // why the record does not decode
+	actor   string // who wrote the record
 	// record is the service's, where it has a history, and earlier what it was
 	// decoded to at a revision of that; see State.earlier.
 	record  []byte
@@ -118,6 +123,7 @@ func NewState(config Config) *State {
 		ids:      map[string]int{},
 		dirty:    map[*service]struct{}{},
 		hungry:   map[*service]struct{}{},
+		kept:     newKept(config.KeepEventsEach, config.KeepEvents),
 	}
 }
 
@@ -131,7 +137,7 @@ func (s *State) Revision() int64 { return s.revision }
 // refers to something comes after it.
 var loadOrder = [...]string{
 	record.Nodes, record.NodeSpecs, record.Alive, record.Networks,
-	record.Services, record.Rollouts, record.Frontends, record.Tasks, record.Statuses,
+	record.Services, record.Rollouts, record.Frontends, record.Tasks, record.Statuses, record.Oblivion,
 }
 
 // Load takes in a snapshot of the whole store. The state must be new.
@@ -142,14 +148,11 @@ func (s *State) Load(snapshot store.Snapshot, now time.Time) {
 	s.loading = true
 	defer func() { s.loading = false }()
 	s.now = now
+	for key, err := range s.kept.load(under(snapshot.Items, record.Kept)) {
+		s.ignore(key, err)
+	}
 	for _, prefix := range loadOrder {
-		first, _ := slices.BinarySearchFunc(snapshot.Items, prefix, func(i store.Item, p string) int {
-			return strings.Compare(i.Key, p)
-		})
-		for _, item := range snapshot.Items[first:] {
-			if !strings.HasPrefix(item.Key, prefix) {
-				break
-			}
+		for _, item := range under(snapshot.Items, prefix) {
 			s.change(store.Change{Item: item})
 		}
 	}
@@ -164,6 +167,18 @@ func (s *State) Load(snapshot store.Snapshot, now time.Time) {
 			a.Progressed = now
 		}
 	}
+}
+
+// under returns the items, which are sorted, whose keys have a prefix.
+func under(items []store.Item, prefix string) []store.Item {
+	first, _ := slices.BinarySearchFunc(items, prefix, func(i store.Item, p string) int {
+		return strings.Compare(i.Key, p)
+	})
+	last := first
+	for last < len(items) && strings.HasPrefix(items[last].Key, prefix) {
+		last++
+	}
+	return items[first:last]
 }
 
 // Apply takes in what a commit changed.
@@ -204,14 +219,22 @@ func (s *State) change(c store.Change) {
 		s.changeAlive(rest, !c.Deleted)
 	case record.Networks:
 		err = s.changeNetwork(rest, c)
+	case record.Kept:
+		err = s.kept.change(c)
+	case record.Oblivion:
+		err = s.kept.changeForgotten(c)
 	}
 	if err != nil {
-		s.see(Event{Kind: RecordIgnored, Message: fmt.Sprintf("%s: %v", c.Item.Key, err)})
+		s.ignore(c.Item.Key, err)
 	}
 }
 
+func (s *State) ignore(key string, err error) {
+	s.see(Event{Kind: RecordIgnored, Message: fmt.Sprintf("%s: %v", key, err)})
+}
+
 func (s *State) see(e Event) {
-	e.At = s.now
+	e.At, e.Cause.Reason = s.now, e.Reason
 	s.events = append(s.events, e)
 }
 
@@ -252,7 +275,7 @@ func (s *State) changeService(key string, c store.Change) error {
 	delete(s.hungry, svc)
 	svc.record, svc.earlier = nil, nil
 	if c.Deleted {
-		svc.spec, svc.work, svc.invalid = 0, Workload{}, nil
+		svc.spec, svc.work, svc.invalid, svc.actor = 0, Workload{}, nil, ""
 		s.forget(svc)
 		return nil
 	}
@@ -263,7 +286,7 @@ func (s *State) changeService(key string, c store.Change) error {
 	if svc.invalid = json.Unmarshal(c.Item.Value, &rec); svc.invalid != nil {
 		return nil
 	}
-	svc.created = rec.Created
+	svc.created, svc.actor = rec.Created, rec.Actor
 	if len(rec.History) > 0 {
 		svc.record = c.Item.Value
 	}

@@ -31,6 +31,12 @@ const (
 	Alive     = "/alive/"     // ID         agent        (leased)
 	Endpoints = "/endpoints/" // NET/NS/SERVICE/TASK  agent  Endpoint (leased)
 	Leader    = "/leader"     //            elected      (leased)
+
+	// Events of one commit. Whoever decides writes the key once, in the commit
+	// of the decision; the leader deletes it when it is too old.
+	Kept = "/events/" // leader/TERM-N, application/ID, node/ID/N  who decides  Events
+	// Oblivion is how far that has gone.
+	Oblivion = "/forgotten" //  leader  Forgotten
 )
 
 // Key joins a prefix and the parts of a name.
@@ -67,6 +73,8 @@ type Service struct {
 	Updated time.Time `json:"updated"`
 	// Revised is when Revision was made.
 	Revised time.Time `json:"revised,omitzero"`
+	// Actor is who wrote the spec last.
+	Actor string `json:"actor,omitempty"`
 	// History holds the templates before this one, the oldest first: at most
 	// MaxHistory, fewer where they are large.
 	History []Revision `json:"history,omitempty"`
@@ -115,6 +123,8 @@ type NodeSpec struct {
 	Cordoned bool              `json:"cordoned,omitempty"` // takes no new task
 	Drain    bool              `json:"drain,omitempty"`    // and gives up the ones it has
 	Taints   []scheduler.Taint `json:"taints,omitempty"`
+	// Actor is who wrote it last.
+	Actor string `json:"actor,omitempty"`
 }
 
 // Task is a placed instance of a service: everything its node needs to run
@@ -160,6 +170,7 @@ const (
 	ReasonNodeLost  = "node-lost"  // its node is gone
 	ReasonUnhealthy = "unhealthy"
 	ReasonPreempted = "preempted" // a more important task needs its room
+	ReasonWanted    = "wanted"    // of a start: the spec wants one more
 )
 
 // State is where a task is in its life, as its agent sees it.
