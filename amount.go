@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"github.com/orchestrate-go/orchestrate/internal/control"
 )
 
 // Amount is a number of tasks: "3", or a share of the service's replicas:
@@ -38,7 +40,7 @@ func (a Amount) parse() (value int, percent bool, err error) {
 	value, err = strconv.Atoi(digits)
 	switch {
 	case err != nil || value < 0 || digits[0] == '+':
-		return 0, false, fmt.Errorf(`want a number of tasks such as "3", or a share of the replicas such as "25%%"`)
+		return 0, false, fmt.Errorf(`is neither of both: a number of tasks such as "3", or a share of the replicas such as "25%%"`)
 	case percent && value > 100:
 		return 0, false, fmt.Errorf("is more than 100%%")
 	case value > MaxReplicas:
@@ -47,9 +49,38 @@ func (a Amount) parse() (value int, percent bool, err error) {
 	return value, percent, nil
 }
 
+// control is a as the planner counts.
+func (a Amount) control() control.Amount {
+	value, percent, err := a.parse()
+	switch {
+	case err != nil:
+		return 0
+	case percent:
+		return control.Amount(-value)
+	}
+	return control.Amount(value)
+}
+
+// none reports whether a says that it is no task.
+func (a Amount) none() bool {
+	value, _, err := a.parse()
+	return a != "" && err == nil && value == 0
+}
+
+// MarshalJSON writes a number of tasks as a number, and a share as a string.
+func (a Amount) MarshalJSON() ([]byte, error) {
+	if n, err := strconv.Atoi(string(a)); err == nil && strconv.Itoa(n) == string(a) {
+		return []byte(a), nil
+	}
+	return json.Marshal(string(a))
+}
+
 // UnmarshalJSON reads a string or a whole number. What the string says is
 // checked by validation, with all else.
 func (a *Amount) UnmarshalJSON(data []byte) error {
+	if string(data) == "null" {
+		return nil
+	}
 	if len(data) > 0 && data[0] != '"' {
 		n, err := strconv.Atoi(string(data))
 		if err != nil {

@@ -36,10 +36,19 @@ func TestAmount(t *testing.T) {
 }
 
 func TestAmountJSON(t *testing.T) {
+	for a, want := range map[Amount]string{"3": `3`, "25%": `"25%"`, "007": `"007"`, "x": `"x"`} {
+		if got, err := json.Marshal(a); err != nil || string(got) != want {
+			t.Errorf("Marshal(%q) = %s, %v; want %s, as records of earlier versions have it", string(a), got, err, want)
+		}
+	}
 	for text, want := range map[string]Amount{`3`: "3", `"25%"`: "25%", `"3"`: "3"} {
 		var got Amount
 		if err := json.Unmarshal([]byte(text), &got); err != nil || got != want {
 			t.Errorf("Unmarshal(%s) = %q, %v; want %q", text, got, err, want)
+		}
+		back, err := json.Marshal(got)
+		if again := Amount(""); err != nil || json.Unmarshal(back, &again) != nil || again != want {
+			t.Errorf("Marshal(%q) = %s, %v; which reads as %q", got, back, err, again)
 		}
 	}
 	for _, text := range []string{`2.5`, `true`, `{}`} {

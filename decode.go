@@ -244,6 +244,12 @@ func (d *decoder) scalar(t json.Token, v reflect.Value, path string) {
 		}
 	case json.Number:
 		switch {
+		case v.Type() == amountType:
+			if _, err := strconv.Atoi(t.String()); err != nil {
+				wrong()
+				return
+			}
+			v.SetString(t.String())
 		case v.CanInt():
 			n, err := strconv.ParseInt(t.String(), 10, v.Type().Bits())
 			if err != nil {
@@ -264,7 +270,10 @@ func (d *decoder) scalar(t json.Token, v reflect.Value, path string) {
 	}
 }
 
-var durationType = reflect.TypeFor[time.Duration]()
+var (
+	durationType = reflect.TypeFor[time.Duration]()
+	amountType   = reflect.TypeFor[Amount]()
+)
 
 // kindOf names a value in an error.
 func kindOf(t json.Token) string {
@@ -289,6 +298,8 @@ func wanted(v reflect.Value) string {
 	switch {
 	case v.Type() == durationType:
 		return `a duration such as "10s"`
+	case v.Type() == amountType:
+		return `a whole number, or a share such as "25%"`
 	case v.CanInt():
 		bits := v.Type().Bits()
 		return fmt.Sprintf("a whole number from %d to %d", int64(-1)<<(bits-1), int64(uint64(1)<<(bits-1)-1))

@@ -24,7 +24,7 @@ func TestDecodeService(t *testing.T) {
 		}],
 		"ports": [{"port": 80, "published": 8080}],
 		"stopGrace": "30s", "drainDelay": "-1s",
-		"update": {"order": "stop-first"}
+		"update": {"order": "stop-first", "parallelism": 3, "maxUnavailable": "25%"}
 	}`))
 	if err != nil {
 		t.Fatal(err)
@@ -44,6 +44,8 @@ func TestDecodeService(t *testing.T) {
 		{"stopGrace", got.StopGrace, 30 * time.Second},
 		{"drainDelay", got.DrainDelay, -time.Second},
 		{"order", got.Update.Order, StopFirst},
+		{"an amount by number", got.Update.Parallelism, Amount("3")},
+		{"an amount by text", got.Update.MaxUnavailable, Amount("25%")},
 		{"a default", c.Name, "main"},
 	} {
 		if !reflect.DeepEqual(tt.got, tt.want) {
@@ -93,6 +95,9 @@ func TestDecodeServiceRefuses(t *testing.T) {
 		{"duration without a unit", `{` + rest + `,"stopGrace":"30"}`, "stopGrace", "is not a duration"},
 		{"duration in seconds", `{` + rest + `,"stopGrace":30}`, "stopGrace", "a unit belongs to it"},
 		{"duration as a fraction", `{` + rest + `,"stopGrace":1.5}`, "stopGrace", "duration such as"},
+		{"amount as a fraction", `{` + rest + `,"update":{"parallelism":0.25}}`, "update.parallelism", `a share such as "25%"`},
+		{"amount of another kind", `{` + rest + `,"update":{"maxSurge":true}}`, "update.maxSurge", `a share such as "25%"`},
+		{"amount that says nothing", `{` + rest + `,"update":{"maxSurge":"many"}}`, "update.maxSurge", "a number of tasks"},
 		{"form and content", `{"name":"Web","containers":[{"image":"A","enf":{}}],"replicas":"x"}`, "name replicas containers[0].image containers[0].enf", "DNS label"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -32,8 +32,9 @@ const (
 // other defaults changes nothing that runs. The copy shares no memory with s.
 // Empty lists and maps become nil. Doing it again changes nothing.
 //
-// Update.Parallelism and Update.MaxFailures stay 0 where they are, since they
-// follow the number of replicas, which may change without them.
+// Update.Parallelism, MaxSurge, MaxUnavailable and MaxFailures stay unset where
+// they are, since they follow the number of replicas, which may change without
+// them.
 func (s Service) WithDefaults() Service {
 	s = clone(reflect.ValueOf(s)).Interface().(Service)
 	setDefault(&s.Namespace, DefaultNamespace)

@@ -201,7 +201,9 @@ func decodeWorkload(namespace, name string, rec record.Service, at *record.Revis
 		Request:  request,
 		Networks: s.Networks,
 		Update: control.Update{
-			Parallelism:      s.Update.Parallelism,
+			Parallelism:      s.Update.Parallelism.control(),
+			MaxSurge:         s.Update.MaxSurge.control(),
+			MaxUnavailable:   s.Update.MaxUnavailable.control(),
 			StopFirst:        s.stopFirst(),
 			Monitor:          max(s.Update.Monitor, 0),
 			ProgressDeadline: s.Update.ProgressDeadline,
@@ -235,7 +237,7 @@ func (s *Service) stopFirst() bool {
 			return true
 		}
 	}
-	return s.HostNetwork && len(s.Ports) > 0
+	return s.Update.MaxSurge.none() || s.HostNetwork && len(s.Ports) > 0
 }
 
 // request is what one task of s asks of a node. s has its defaults filled in.

@@ -126,7 +126,7 @@ func (s Service) problems() []Problem {
 		c.add("replicas", s.Replicas, "is out of range; from 1 to %d, or None (%d) for no task", MaxReplicas, None)
 	}
 	c.template(&s.Template)
-	c.update(&s.Update)
+	c.update(&s)
 	c.exclusive(&s)
 	if data, err := json.Marshal(s); err != nil {
 		c.add("", nil, "cannot be written as JSON: %v", err)

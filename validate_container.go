@@ -212,25 +212,6 @@ func (c *checks) restart(r *RestartPolicy) {
 
 const maxAttempts = 1_000_000
 
-func (c *checks) update(u *UpdatePolicy) {
-	c.count("update.parallelism", int64(u.Parallelism), MaxReplicas)
-	orders := []UpdateOrder{OrderAuto, StartFirst, StopFirst}
-	if !slices.Contains(orders, u.Order) {
-		c.add("update.order", u.Order, "is not an order; use one of %s", list(orders))
-	}
-	if u.Monitor > 0 {
-		c.duration("update.monitor", u.Monitor, 0)
-	}
-	c.duration("update.progressDeadline", u.ProgressDeadline, 0)
-	if u.ProgressDeadline > 0 && u.ProgressDeadline <= u.Monitor {
-		c.add("update.progressDeadline", u.ProgressDeadline, "is not longer than monitor, which is %v, so no task could ever count; raise it", u.Monitor)
-	}
-	c.count("update.maxFailures", int64(u.MaxFailures), MaxReplicas)
-	if actions := []FailureAction{RollBack, Pause, Continue}; u.OnFailure != "" && !slices.Contains(actions, u.OnFailure) {
-		c.add("update.onFailure", u.OnFailure, "is not an action; use one of %s", list(actions))
-	}
-}
-
 func list[S ~string](names []S) string {
 	quoted := make([]string, len(names))
 	for i, n := range names {

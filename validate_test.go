@@ -50,7 +50,7 @@ func valid() Service {
 			DNS:       DNS{Servers: []string{"192.0.2.53"}, Search: []string{"example.org"}, Options: []string{"ndots:2"}, Hosts: map[string][]string{"db.example": {"2001:db8::1"}}},
 			Placement: Placement{Constraints: []string{"node.labels.zone == eu"}, MaxPerNode: 2},
 		},
-		Update: UpdatePolicy{Parallelism: 1, Order: StartFirst},
+		Update: UpdatePolicy{Parallelism: "1", Order: StartFirst},
 	}
 }
 
@@ -283,7 +283,20 @@ var malformed = []struct {
 	{"stop grace without a unit", "stopGrace", func(s *Service, c *Container) { s.StopGrace = 30 }},
 	{"stop grace absurd", "stopGrace", func(s *Service, c *Container) { s.StopGrace = 8 * 24 * time.Hour }},
 	{"drain delay absurd", "drainDelay", func(s *Service, c *Container) { s.DrainDelay = 1000 * time.Hour }},
-	{"update parallelism", "update.parallelism", func(s *Service, c *Container) { s.Update.Parallelism = -1 }},
+	{"update parallelism", "update.parallelism", func(s *Service, c *Container) { s.Update.Parallelism = "-1" }},
+	{"update parallelism of nothing", "update.parallelism", func(s *Service, c *Container) { s.Update.Parallelism = "0%" }},
+	{"update parallelism above all", "update.parallelism", func(s *Service, c *Container) { s.Update.Parallelism = "101%" }},
+	{"update surge as a word", "update.maxSurge", func(s *Service, c *Container) { s.Update.MaxSurge = "some" }},
+	{"update surge of nothing, start-first", "update.maxSurge", func(s *Service, c *Container) { s.Update.MaxSurge = "0" }},
+	{"update surge, stop-first", "update.maxSurge", func(s *Service, c *Container) { s.Update.Order, s.Update.MaxSurge = StopFirst, "1" }},
+	{"update unavailable negative", "update.maxUnavailable", func(s *Service, c *Container) { s.Update.MaxUnavailable = "-25%" }},
+	{"update unavailable absurd", "update.maxUnavailable", func(s *Service, c *Container) { s.Update.MaxUnavailable = "1000001" }},
+	{"update with nothing unavailable, stop-first", "update.maxUnavailable", func(s *Service, c *Container) {
+		s.Update.Order, s.Update.MaxUnavailable = StopFirst, "0%"
+	}},
+	{"update with no surge and nothing unavailable", "update.maxUnavailable", func(s *Service, c *Container) {
+		s.Update.Order, s.Update.MaxSurge, s.Update.MaxUnavailable = OrderAuto, "0", "0"
+	}},
 	{"update action", "update.onFailure", func(s *Service, c *Container) { s.Update.OnFailure = "retry" }},
 	{"update order", "update.order", func(s *Service, c *Container) { s.Update.Order = "rolling" }},
 	{"update deadline before monitor", "update.progressDeadline", func(s *Service, c *Container) {

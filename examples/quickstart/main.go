@@ -64,7 +64,7 @@ func web(image string, port uint16) orchestrate.Service {
 			}},
 			Ports: []orchestrate.Port{{Port: 8080, Virtual: 80, Published: port}},
 		},
-		Update: orchestrate.UpdatePolicy{Monitor: 500 * time.Millisecond, ProgressDeadline: 30 * time.Second, Parallelism: 2},
+		Update: orchestrate.UpdatePolicy{Monitor: 500 * time.Millisecond, ProgressDeadline: 30 * time.Second, Parallelism: "2"},
 	}
 }
 

@@ -12,9 +12,10 @@ import (
 // replicas go, missing ones come, outdated tasks are replaced, a few at a time.
 //
 // The promise: a task that serves is stopped only if as many others serve as
-// the spec has replicas, less Parallelism when old tasks are stopped first.
-// Only what has settled counts among the new ones. Scaling down is the only
-// exception, and it takes those that do not serve first.
+// the spec has replicas, less MaxUnavailable; see Update.pace. Only what has
+// settled counts among the new ones. Scaling down is the only exception, and it
+// takes those that do not serve first. And a task is started beside another of
+// its slot only where there are fewer than MaxSurge such.
 func (v *view) converge() {
 	v.drop()
 	v.fill()
@@ -142,14 +143,15 @@ func (v *view) startIn(number int, from *task) {
 // roll replaces outdated tasks, whether a new template or a leaving node made
 // them so.
 func (v *view) roll() {
-	u, n := &v.work.Update, v.work.Replicas
+	n, p := v.work.Replicas, v.pace()
 	var candidates []*slot
-	settled, serving := 0, 0
+	settled, serving, extra := 0, 0, 0
 	for i := range v.slots {
 		s := &v.slots[i]
 		if s.dropped || s.live == 0 {
 			continue
 		}
+		extra += s.live - 1
 		if s.settled {
 			settled++
 			serving++
@@ -164,26 +166,15 @@ func (v *view) roll() {
 		}
 	}
 
-	floor := n
-	if u.StopFirst {
-		floor = n - u.Parallelism
-	}
 	// retire stops an outdated task if the promise allows it.
 	retire := func(t *task) bool {
 		if t.available() {
-			if serving-1 < floor {
+			if serving-1 < n-p.unavailable {
 				return false
 			}
 			serving--
 		}
-		reason := record.ReasonUpdated
-		if v.rollout.Rollback != nil {
-			reason = record.ReasonRolled
-		}
-		if t.rec.Hash == v.work.Hash || v.anyTemplate {
-			reason = record.ReasonDrained
-		}
-		v.stop(t, reason)
+		v.stop(t, v.outdatedBy(t))
 		return true
 	}
 
@@ -194,12 +185,9 @@ func (v *view) roll() {
 		}
 		best := v.bestOutdated(s)
 		for _, t := range s.tasks {
-			if !v.outdated(t) {
-				continue
-			}
 			// Of a rollout that was superseded two tasks can be left in a slot.
-			if s.settled || t != best && !t.available() {
-				retire(t)
+			if v.outdated(t) && (s.settled || t != best) && retire(t) {
+				extra--
 			}
 		}
 	}
@@ -209,13 +197,14 @@ func (v *view) roll() {
 	})
 	// Whatever else has not settled is being changed, or in trouble: either way
 	// it counts.
-	budget := u.Parallelism - (n - settled - len(candidates))
+	budget := p.parallel - (n - settled - len(candidates))
 	for _, s := range candidates {
 		if budget <= 0 {
 			return
 		}
-		if !u.StopFirst {
+		if extra < p.surge {
 			v.startIn(s.number, nil)
+			extra++
 			budget--
 			continue
 		}
@@ -229,6 +218,17 @@ func (v *view) roll() {
 			budget--
 		}
 	}
+}
+
+// outdatedBy is the reason for which an outdated task is stopped.
+func (v *view) outdatedBy(t *task) string {
+	switch {
+	case t.rec.Hash == v.work.Hash || v.anyTemplate:
+		return record.ReasonDrained
+	case v.rollout.Rollback != nil:
+		return record.ReasonRolled
+	}
+	return record.ReasonUpdated
 }
 
 // bestOutdated is the task of those to be replaced that is kept until then.

@@ -20,8 +20,8 @@ import "github.com/orchestrate-go/orchestrate/internal/record"
 // The record of a task that ended is kept until its copy has a place. So the
 // demand is in the store, as that of a spec is.
 func (v *view) hold() {
-	u := &v.work.Update
-	budget, spare := u.Parallelism, u.Parallelism-v.work.Replicas
+	u, p := &v.work.Update, v.pace()
+	budget, spare := min(p.parallel, p.surge), p.unavailable-v.work.Replicas
 	for _, t := range v.tasks {
 		if t.live() && t.node.leaving() && v.heir(t) != nil {
 			budget--

@@ -1,6 +1,7 @@
 package control_test
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -46,6 +47,7 @@ func (p *promises) check(plan control.Plan) {
 	retired := map[string]int{} // by service: tasks that served and are stopped for another to take their place
 	stopped := map[string]int{}
 	failed := map[string]bool{}
+	starts, told := map[string][]record.Task{}, map[string]bool{}
 	for name := range s.specs {
 		r := s.rollout(name)
 		failed[name] = r.Current().State == record.RolloutFailed
@@ -69,9 +71,11 @@ func (p *promises) check(plan control.Plan) {
 		item, had := s.kv[w.Key]
 		if !had {
 			p.started(t)
+			starts[t.Service] = append(starts[t.Service], t)
 			continue
 		}
 		unmarshal(s.t, item.Value, &old)
+		told[t.ID] = true
 		if old.Stop != nil {
 			p.breaks("%s was told to stop (%s) and is written again", s.alias(t.ID), old.Stop.Reason)
 		}
@@ -82,6 +86,11 @@ func (p *promises) check(plan control.Plan) {
 			}
 		}
 	}
+	for name := range starts {
+		if !failed[name] {
+			p.crowd(name, starts[name], told)
+		}
+	}
 	for name, n := range retired {
 		sp := s.specs[name]
 		if n == 0 || failed[name] && !sp.Update.StopFirst {
@@ -89,10 +98,7 @@ func (p *promises) check(plan control.Plan) {
 			// replaced start-first still has its successor there.
 			continue
 		}
-		floor, serving := sp.Replicas, -stopped[name]
-		if sp.Update.StopFirst {
-			floor -= sp.Update.Parallelism
-		}
+		floor, serving := sp.Replicas-sp.unavailable(), -stopped[name]
 		for _, t := range s.tasks(name) {
 			if s.serves(t) {
 				serving++
@@ -101,6 +107,62 @@ func (p *promises) check(plan control.Plan) {
 		if serving < floor {
 			p.breaks("%d tasks of %s are stopped to be replaced, which leaves %d serving, want at least %d", n, name, serving, floor)
 		}
+	}
+}
+
+// share is what an amount is of n, rounded up or down.
+func share(a control.Amount, n int, round float64) int {
+	if a < 0 {
+		return int(float64(n)*-float64(a)/100 + round)
+	}
+	return int(a)
+}
+
+const (
+	up   = 0.999
+	down = 0.0001
+)
+
+// unavailable is how many replicas of sp need not serve during a rollout.
+func (sp spec) unavailable() int {
+	n := share(sp.Update.MaxUnavailable, sp.Replicas, down)
+	if sp.Update.StopFirst && sp.Update.MaxUnavailable == 0 {
+		n = share(cmp.Or(sp.Update.Parallelism, -25), sp.Replicas, up)
+	}
+	if sp.Update.StopFirst {
+		return max(1, n)
+	}
+	return n
+}
+
+// surge is how many tasks there may be beside others in their slots.
+func (sp spec) surge() int {
+	if sp.Update.StopFirst {
+		return 0
+	}
+	return max(1, share(cmp.Or(sp.Update.MaxSurge, sp.Update.Parallelism, -25), sp.Replicas, up))
+}
+
+// crowd checks that tasks that are started beside others are not too many.
+func (p *promises) crowd(name string, starts []record.Task, told map[string]bool) {
+	slots, live := map[int]bool{}, 0
+	beside := false
+	for _, t := range p.s.tasks(name) {
+		st, _ := p.s.status(t)
+		if _, alive := p.s.kv[record.Key(record.Alive, t.Node)]; alive && t.Stop == nil && !told[t.ID] && !st.State.Final() {
+			slots[t.Slot] = true
+			live++
+		}
+	}
+	for _, t := range starts {
+		beside = beside || slots[t.Slot]
+	}
+	for _, t := range starts {
+		slots[t.Slot] = true
+		live++
+	}
+	if most := p.s.specs[name].surge(); beside && live-len(slots) > most {
+		p.breaks("%d tasks of %s are beside others in their slots, want at most %d", live-len(slots), name, most)
 	}
 }
 

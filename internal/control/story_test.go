@@ -143,6 +143,15 @@ func (s *sim) number(text string) int64 {
 	return n
 }
 
+// amount reads such as 3 and 25%.
+func (s *sim) amount(text string) control.Amount {
+	s.t.Helper()
+	if share, ok := strings.CutSuffix(text, "%"); ok {
+		return control.Amount(-s.number(share))
+	}
+	return control.Amount(s.number(text))
+}
+
 func (s *sim) duration(text string) time.Duration {
 	s.t.Helper()
 	d, err := time.ParseDuration(text)
@@ -173,7 +182,11 @@ func (s *sim) applied(sp spec, words []string) spec {
 		case "port":
 			sp.Ports = []record.Port{{Protocol: "tcp", Port: uint16(s.number(value)), Virtual: uint16(s.number(value))}}
 		case "parallelism":
-			sp.Update.Parallelism = int(s.number(value))
+			sp.Update.Parallelism = s.amount(value)
+		case "surge":
+			sp.Update.MaxSurge = s.amount(value)
+		case "unavailable":
+			sp.Update.MaxUnavailable = s.amount(value)
 		case "monitor":
 			sp.Update.Monitor = s.duration(value)
 		case "deadline":

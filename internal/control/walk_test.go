@@ -32,6 +32,7 @@ func TestWalk(t *testing.T) {
 		{replicas: 3, parallelism: 1},
 		{replicas: 3, parallelism: 1, stopFirst: true},
 		{replicas: 3, parallelism: 2},
+		{replicas: 3, parallelism: 2, surge: 1, unavailable: 1},
 		{replicas: 3, parallelism: 2, stopFirst: true},
 		{replicas: 1, parallelism: 1, onFailure: control.RollBack},
 		{replicas: 1, parallelism: 1, stopFirst: true, third: true, onFailure: control.RollBack},
@@ -57,11 +58,13 @@ func TestWalk(t *testing.T) {
 }
 
 type walk struct {
-	replicas, parallelism int
-	stopFirst, third      bool
-	onFailure             control.Action
-	troubles              int
-	calm                  bool // one trouble less, for what is large without it
+	replicas           int
+	parallelism        control.Amount
+	surge, unavailable control.Amount
+	stopFirst, third   bool
+	onFailure          control.Action
+	troubles           int
+	calm               bool // one trouble less, for what is large without it
 
 	seen map[string]bool
 	ends map[string]int
@@ -74,7 +77,7 @@ const (
 
 func (w *walk) spec(image string) spec {
 	return spec{Replicas: w.replicas, Image: image, Update: control.Update{
-		Parallelism: w.parallelism, StopFirst: w.stopFirst, Monitor: walkMonitor, ProgressDeadline: walkDeadline, MaxFailures: 2,
+		Parallelism: w.parallelism, MaxSurge: w.surge, MaxUnavailable: w.unavailable, StopFirst: w.stopFirst, Monitor: walkMonitor, ProgressDeadline: walkDeadline, MaxFailures: 2,
 		OnFailure: w.onFailure,
 	}}
 }

@@ -35,9 +35,10 @@ func (w *Workload) fronted() bool { return len(w.Ports) > 0 && len(w.Networks) >
 
 // Update is how a new template is rolled out.
 type Update struct {
-	// Parallelism is how many replicas are changed at a time; 0 is a quarter
-	// of them, rounded up.
-	Parallelism int
+	// Parallelism is how many replicas are changed at a time, MaxSurge how many
+	// tasks there may be above their number, and MaxUnavailable how many
+	// replicas need not serve in the meantime; see Update.pace for what 0 is.
+	Parallelism, MaxSurge, MaxUnavailable Amount
 	// StopFirst stops an old task before its successor starts. Otherwise the
 	// successor is ready first.
 	StopFirst bool
@@ -72,11 +73,9 @@ const (
 // DefaultProgressDeadline is what Update.ProgressDeadline is when 0.
 const DefaultProgressDeadline = 10 * time.Minute
 
-// withDefaults returns u with its zero fields filled in, for n replicas.
+// withDefaults returns u with its zero fields filled in, for n replicas. What
+// depends on their number besides is for pace to say.
 func (u Update) withDefaults(n int) Update {
-	if u.Parallelism <= 0 {
-		u.Parallelism = max(1, (n+3)/4)
-	}
 	if u.Monitor < 0 {
 		u.Monitor = 0
 	}
