@@ -58,6 +58,31 @@ func allowed(pkg, dep string) bool {
 	return false
 }
 
+// TestEtcdIsLinkedByWhoImportsIt holds the same for the one dependency that is
+// larger than all others together: a program on one machine does without it,
+// and a client does without the server.
+func TestEtcdIsLinkedByWhoImportsIt(t *testing.T) {
+	for pkg, unwanted := range map[string]string{
+		"./local":                "go.etcd.io/etcd/",
+		"./node":                 "go.etcd.io/etcd/",
+		"./examples/quickstart":  "go.etcd.io/etcd/",
+		"./store/etcd":           "go.etcd.io/etcd/server/",
+		"./store/bolt":           "go.etcd.io/etcd/",
+		"./store/internal/table": "go.etcd.io/etcd/",
+	} {
+		out, err := exec.Command("go", "list", "-deps", pkg).Output()
+		if err != nil || !strings.Contains(string(out), module) {
+			t.Fatalf("go list %s: %v", pkg, err)
+		}
+		for dep := range strings.FieldsSeq(string(out)) {
+			if strings.HasPrefix(dep, unwanted) {
+				t.Errorf("%s depends on %s", pkg, dep)
+				break
+			}
+		}
+	}
+}
+
 func TestCoreBuildsEverywhere(t *testing.T) {
 	for _, system := range []string{"linux", "darwin", "windows"} {
 		cmd := exec.Command("go", append([]string{"build"}, core...)...)

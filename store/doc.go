@@ -31,7 +31,7 @@
 //	}
 //
 // Implementations: store/memory for tests and throw-away fleets, store/bolt for
-// one machine (embedded, durable). Each runs the conformance suite of
+// one machine (embedded, durable), store/etcd for many. Each runs the conformance suite of
 // store/storetest, which is the specification of this interface in code; run it
 // when you write one of your own.
 //

@@ -16,8 +16,9 @@ const (
 	// transaction.
 	MaxTxnOps = 128
 	// MaxTxnBytes is the greatest size of a transaction: all keys and values,
-	// and 64 bytes of framing for each condition and write.
-	MaxTxnBytes = 1536 << 10
+	// and 64 bytes of framing for each condition and write. The 96 KiB up to
+	// etcd's limit are for what a store puts before each key.
+	MaxTxnBytes = 1440 << 10
 
 	opFraming = 64
 )

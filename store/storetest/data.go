@@ -279,6 +279,32 @@ func testLimits(t testing.TB, h Harness) {
 	if after := list(ctx, t, s, ""); len(after.Items) != 0 {
 		t.Fatalf("after refused transactions the store has %d items, want none", len(after.Items))
 	}
+	// All limits at once: this is what a store promises to take.
+	conditions, writes = nil, nil
+	most := store.MaxTxnBytes
+	for i := range store.MaxTxnOps {
+		key := fmt.Sprintf("/most/%03d/", i)
+		key += strings.Repeat("k", store.MaxKeyBytes-len(key))
+		conditions = append(conditions, store.Absent(key))
+		writes = append(writes, put(key, "x"))
+		most -= 2*len(key) + 1 + 2*64
+	}
+	writes[0].Value = make([]byte, most+1)
+	before, err := s.Commit(ctx, store.Txn{If: conditions, Writes: writes})
+	if err != nil {
+		t.Fatalf("the largest transaction: %v", err)
+	}
+	// And the same once more, which conflicts.
+	var conflict *store.ConflictError
+	if _, err := s.Commit(ctx, store.Txn{If: conditions, Writes: writes}); !errors.As(err, &conflict) ||
+		*conflict != (store.ConflictError{Key: conditions[0].Key, Got: before}) {
+		t.Errorf("the largest transaction again: %.200v, want a conflict at its first key", err)
+	}
+	for i := range writes {
+		writes[i] = store.Delete(writes[i].Key)
+	}
+	commit(ctx, t, s, writes...)
+
 	conditions, writes = many(store.MaxTxnOps)
 	if _, err := s.Commit(ctx, store.Txn{If: conditions, Writes: writes}); err != nil {
 		t.Errorf("as many operations as allowed: %v", err)

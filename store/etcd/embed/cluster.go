@@ -1,0 +1,188 @@
+package embed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// ErrNotFound says that the cluster has no member of that name.
+var ErrNotFound = errors.New("no such member")
+
+// Info is a member as its cluster knows it.
+type Info struct {
+	ID        string // in hexadecimal
+	Name      string // empty until it was started for the first time
+	PeerURL   string
+	ClientURL string // empty until it was started
+	Learner   bool   // has no vote yet
+	Leader    bool
+}
+
+// Invitation is what a new member needs to join; see Options.Join.
+type Invitation struct {
+	Members map[string]string // name and peer URL of each, the new one too
+}
+
+// Members lists the cluster's members, as more than half of them agree.
+func (m *Member) Members(ctx context.Context) ([]Info, error) {
+	list, err := m.admin.MemberList(m.root(ctx))
+	if err != nil {
+		return nil, fmt.Errorf("list etcd members: %w", err)
+	}
+	leader := uint64(m.etcd.Server.Leader())
+	var infos []Info
+	for _, member := range list.Members {
+		info := Info{
+			ID: fmt.Sprintf("%x", member.ID), Name: member.Name,
+			PeerURL: member.PeerURLs[0], Learner: member.IsLearner, Leader: member.ID == leader,
+		}
+		if len(member.ClientURLs) > 0 {
+			info.ClientURL = member.ClientURLs[0]
+		}
+		infos = append(infos, info)
+	}
+	return infos, nil
+}
+
+// Invite adds a member, which has no vote until it has caught up. While the
+// cluster is too weak to grow, Invite waits until ctx ends. Inviting the same
+// again returns the same invitation.
+func (m *Member) Invite(ctx context.Context, name, peerURL string) (*Invitation, error) {
+	var list []*etcdserverpb.Member
+	err := m.retry(ctx, func() error {
+		added, err := m.admin.MemberAddAsLearner(m.root(ctx), []string{peerURL})
+		if err == nil {
+			list = added.Members
+			return nil
+		}
+		if !errors.Is(err, rpctypes.ErrPeerURLExist) {
+			return err
+		}
+		all, err := m.admin.MemberList(m.root(ctx))
+		if err == nil {
+			list = all.Members
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("invite etcd member %s: %w", name, err)
+	}
+	invitation := &Invitation{Members: map[string]string{}}
+	for _, member := range list {
+		switch {
+		case member.PeerURLs[0] == peerURL:
+			if member.Name != "" && member.Name != name {
+				return nil, fmt.Errorf("invite etcd member %s: %s is at %s already", name, member.Name, peerURL)
+			}
+			invitation.Members[name] = peerURL
+		case member.Name == name:
+			return nil, fmt.Errorf("invite etcd member %s: there is one at %s already", name, member.PeerURLs[0])
+		case member.Name != "":
+			invitation.Members[member.Name] = member.PeerURLs[0]
+		default:
+			invitation.Members[fmt.Sprintf("%x", member.ID)] = member.PeerURLs[0]
+		}
+	}
+	return invitation, nil
+}
+
+// Remove removes a member for ever: it stops by itself if it runs, and its
+// folder is worth nothing any more. The error may be [ErrNotFound].
+func (m *Member) Remove(ctx context.Context, name string) error {
+	list, err := m.admin.MemberList(m.root(ctx))
+	if err != nil {
+		return fmt.Errorf("remove etcd member %s: %w", name, err)
+	}
+	for _, member := range list.Members {
+		if member.Name != name {
+			continue
+		}
+		err := m.retry(ctx, func() error {
+			_, err := m.admin.MemberRemove(m.root(ctx), member.ID)
+			if errors.Is(err, rpctypes.ErrMemberNotFound) {
+				return nil // an earlier try did it
+			}
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("remove etcd member %s: %w", name, err)
+		}
+		return nil
+	}
+	return fmt.Errorf("remove etcd member %s: %w", name, ErrNotFound)
+}
+
+// Replace removes the member old, if it is there, and invites another. Calling
+// it again after it was interrupted goes on with it.
+func (m *Member) Replace(ctx context.Context, old, name, peerURL string) (*Invitation, error) {
+	if err := m.Remove(ctx, old); err != nil && !errors.Is(err, ErrNotFound) {
+		return nil, err
+	}
+	return m.Invite(ctx, name, peerURL)
+}
+
+// retry tries until the cluster is ready for a change of its members. etcd
+// refuses one that could leave it without a majority, and for five seconds after
+// a member was lost or came.
+func (m *Member) retry(ctx context.Context, try func() error) error {
+	for {
+		err := try()
+		if err == nil || !again(err) {
+			return err
+		}
+		if m.pause(ctx) != nil {
+			return err
+		}
+	}
+}
+
+// again reports whether a change of the members may succeed a little later.
+func again(err error) bool {
+	for _, passing := range []error{
+		rpctypes.ErrUnhealthy, rpctypes.ErrMemberNotEnoughStarted, rpctypes.ErrNoLeader, rpctypes.ErrLeaderChanged,
+		rpctypes.ErrTimeout, rpctypes.ErrTimeoutDueToLeaderFail, rpctypes.ErrTimeoutDueToConnectionLost,
+	} {
+		if errors.Is(err, passing) {
+			return true
+		}
+	}
+	return false
+}
+
+// root lets a call pass etcd's access control: who holds the member holds all
+// of its data anyway.
+func (m *Member) root(ctx context.Context) context.Context {
+	if store := m.etcd.Server.AuthStore(); store.IsAuthEnabled() {
+		return store.WithRoot(ctx)
+	}
+	return ctx
+}
+
+// Reclaim gives the space of old revisions back and ends the state in which
+// etcd takes no writes (etcd.ErrNoSpace) as far as this member asked for it: it
+// forgets all history up to now, so that watches that lag list again, rewrites
+// the database, for which time this member does not serve, and disarms its
+// alarm. Call it on each member in turn.
+func (m *Member) Reclaim(ctx context.Context) error {
+	ctx = m.root(ctx)
+	now, err := m.admin.Get(ctx, "/", clientv3.WithKeysOnly(), clientv3.WithLimit(1))
+	if err != nil {
+		return fmt.Errorf("reclaim space of etcd member %s: %w", m.opts.Name, err)
+	}
+	if _, err := m.admin.Compact(ctx, now.Header.Revision, clientv3.WithCompactPhysical()); err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
+		return fmt.Errorf("reclaim space of etcd member %s: compact: %w", m.opts.Name, err)
+	}
+	if _, err := m.admin.Defragment(ctx, m.Endpoint()); err != nil {
+		return fmt.Errorf("reclaim space of etcd member %s: defragment: %w", m.opts.Name, err)
+	}
+	alarm := &clientv3.AlarmMember{MemberID: uint64(m.etcd.Server.MemberID()), Alarm: etcdserverpb.AlarmType_NOSPACE}
+	if _, err := m.admin.AlarmDisarm(ctx, alarm); err != nil {
+		return fmt.Errorf("reclaim space of etcd member %s: disarm its alarm: %w", m.opts.Name, err)
+	}
+	return nil
+}

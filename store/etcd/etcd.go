@@ -1,0 +1,193 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+
+	"github.com/orchestrate-go/orchestrate/store"
+	"github.com/orchestrate-go/orchestrate/store/etcd/internal/zapslog"
+)
+
+// Store is a [store.Store], [store.Getter] and [store.Compacter] in etcd.
+type Store struct {
+	opts   Options
+	client *clientv3.Client
+	kv     etcdserverpb.KVClient
+	leases etcdserverpb.LeaseClient
+
+	closed context.Context // ends with Close
+	end    context.CancelFunc
+
+	mu      sync.Mutex // guards what follows
+	ended   bool
+	calls   sync.WaitGroup // calls and watches that use the client
+	watches int            // that have a stream or want one
+	asking  bool           // a goroutine asks for their progress
+}
+
+var (
+	_ store.Store     = (*Store)(nil)
+	_ store.Getter    = (*Store)(nil)
+	_ store.Compacter = (*Store)(nil)
+)
+
+// The client's view of the network. A connection on which sent bytes are not
+// acknowledged for deadAfter is given up, and one on which nothing was sent is
+// asked each pingEvery, which is the least that gRPC allows.
+const (
+	pingEvery = 10 * time.Second
+	deadAfter = 3 * time.Second
+)
+
+// callOptions are what the client gives to its own calls.
+var callOptions = []grpc.CallOption{
+	grpc.WaitForReady(true),
+	grpc.MaxCallSendMsgSize(2 << 20),
+	grpc.MaxCallRecvMsgSize(1<<31 - 1),
+}
+
+// Open returns a store over the etcd at the endpoints. It does not wait for
+// them, so that a program can start while they are down; [Store.Check] does.
+// Only with a password it must talk to one at once. The error is an
+// [*OptionError] or, of the password, an [*Error].
+func Open(opts Options) (*Store, error) {
+	opts, err := opts.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	client, err := clientv3.New(clientv3.Config{
+		Endpoints:            opts.Endpoints,
+		TLS:                  opts.TLS,
+		Username:             opts.Username,
+		Password:             opts.Password,
+		DialTimeout:          opts.Timeout,
+		DialKeepAliveTime:    pingEvery,
+		DialKeepAliveTimeout: deadAfter,
+		Logger:               zapslog.New(opts.Logger),
+	})
+	if err != nil {
+		return nil, &Error{Op: "open etcd", Kind: kindOf(err), Err: err}
+	}
+	s := &Store{
+		opts:   opts,
+		client: client,
+		kv:     etcdserverpb.NewKVClient(client.ActiveConnection()),
+		leases: etcdserverpb.NewLeaseClient(client.ActiveConnection()),
+	}
+	s.closed, s.end = context.WithCancel(context.Background())
+	return s, nil
+}
+
+// Client is the client underneath, for what this package does not offer, such
+// as users and roles. The store closes it.
+func (s *Store) Client() *clientv3.Client { return s.client }
+
+// Prefix is what the store puts before each key; empty for nothing.
+func (s *Store) Prefix() string { return s.opts.Prefix }
+
+// Close ends all watches and calls and the connections. Leases live on until
+// their time is over.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	first := !s.ended
+	s.ended = true
+	s.end()
+	s.mu.Unlock()
+	s.calls.Wait()
+	if !first {
+		return nil
+	}
+	if err := s.client.Close(); err != nil && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("close etcd client: %w", err)
+	}
+	return nil
+}
+
+// begin ties a call to the life of the store.
+func (s *Store) begin(ctx context.Context) (context.Context, context.CancelFunc, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return nil, nil, store.ErrClosed
+	}
+	s.calls.Add(1)
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(s.closed, cancel)
+	return ctx, func() {
+		stop()
+		cancel()
+		s.calls.Done()
+	}, nil
+}
+
+// The pauses between tries of a call.
+const (
+	firstPause = 20 * time.Millisecond
+	maxPause   = 500 * time.Millisecond
+)
+
+// call makes a call to etcd. One that may be repeated is, on the next server,
+// whenever a try took longer than patience or failed in a way that may pass;
+// another only if it certainly did not happen. Patience of 0 is as long as the
+// call may take.
+func (s *Store) call(caller context.Context, op string, repeat bool, patience time.Duration, try func(context.Context) error) error {
+	ctx, done, err := s.begin(caller)
+	if err != nil {
+		return err
+	}
+	defer done()
+	ctx, cancel := context.WithTimeout(ctx, s.opts.Timeout)
+	defer cancel()
+	// A server that is cut off from the others says so at once instead of
+	// making the caller wait.
+	ctx = clientv3.WithRequireLeader(ctx)
+	pause := firstPause
+	for {
+		attempt, stop := ctx, context.CancelFunc(func() {})
+		if patience > 0 {
+			attempt, stop = context.WithTimeout(ctx, patience)
+		}
+		err := try(attempt)
+		stop()
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil || !(repeat && passing(err)) && !untouched(err) {
+			return s.failed(caller, op, err)
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return s.failed(caller, op, err)
+		}
+		pause = min(2*pause, maxPause)
+		patience = min(2*patience, s.opts.Timeout) // for those that are slow, and not gone
+	}
+}
+
+// failed is the error of a call: the caller's own end first, then the store's,
+// and only then what the client says, which was often caused by these.
+func (s *Store) failed(caller context.Context, op string, err error) error {
+	switch {
+	case caller.Err() != nil:
+		return caller.Err()
+	case s.closed.Err() != nil:
+		return store.ErrClosed
+	}
+	return &Error{Op: op, Kind: kindOf(err), Err: err}
+}
+
+// patience is how long a read may take before another server is asked.
+const patience = 2 * time.Second
