@@ -101,8 +101,10 @@ type Spec struct {
 	Sysctls   map[string]string
 	Devices   []Device
 
-	// Group names containers that may share a supervising process (a shim):
-	// those of a task. Empty means the runtime's choice.
+	// Group names containers that end together in any case, such as those of
+	// a task: they share one supervising process (a shim) where the runtime
+	// has such. Empty means that the container is alone. Whether groups share
+	// one is the runtime's choice.
 	Group string
 
 	// Logs bounds what is kept of stdout and stderr.

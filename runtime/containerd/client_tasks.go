@@ -23,7 +23,8 @@ import (
 // while no daemon runs is then still seen at once.
 func (cl *Client) shimFor(address string) *shim {
 	if address != "" && !cl.opts.viaDaemon {
-		s, err := dialShim(address, address)
+		s := newShim(address)
+		err := s.dial(address)
 		if err == nil {
 			return s
 		}

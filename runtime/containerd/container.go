@@ -66,6 +66,9 @@ func (r *Runtime) save(rec record) error {
 	return os.Rename(path+".new", path)
 }
 
+// group is what its shim has it under: a container without one is its own.
+func (c *container) group() string { return firstOf(c.record.Group, c.record.ID) }
+
 func (c *container) task() string { return firstOf(c.record.Task, c.record.ID) }
 
 func (c *container) exited() bool {
@@ -148,7 +151,7 @@ func (c *container) release(ctx context.Context, p *shimPool) {
 	c.released = true
 	c.mu.Unlock()
 	if first {
-		p.release(ctx, c.shim)
+		p.release(ctx, c.shim, c.group())
 	}
 }
 
@@ -204,10 +207,10 @@ func (r *Runtime) adoptOne(id string) {
 		}
 	}
 	c := &container{record: rec, pidfd: -1, done: make(chan struct{})}
-	sh, shimErr := r.shims.reconnect(rec.Shim)
+	sh, shimErr := r.shims.find(rec.Shim)
 	if shimErr == nil {
 		c.shim = sh
-		r.shims.use(sh, rec.Group)
+		r.shims.use(sh, c.group())
 	}
 	switch {
 	case rec.Exit != nil:

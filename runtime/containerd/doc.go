@@ -38,8 +38,23 @@
 // happened.
 //
 // A start makes two folders for the writable layer over the image's layers,
-// which are looked up once for each image, and takes a shim that was started
-// ahead, so it costs two runs of runc and no database transaction.
+// which are looked up once for each image, and takes a shim that is there, so
+// it costs two runs of runc and no database transaction.
+//
+// # Shared shims
+//
+// To start a shim costs about what it costs to start a container, so groups of
+// containers, such as tasks, share them: the first four have one each, then up
+// to eight, or Options.GroupsPerShim, go into one, always into the one that has
+// the fewest. A group's own containers are always together.
+//
+// What a shim takes with it when it dies is the exit codes of its containers
+// and the reading ends of their output, so they cannot be left running: they
+// are killed, each Wait returns exit code 137, and whoever restarts them gets
+// another shim. That is the same whether this program sees the shim die or
+// finds it dead at Open. The bound is for this: on a node with more than four
+// tasks one shim holds about a quarter of them, at most eight. A shim that
+// does not answer for two minutes gets no more containers.
 //
 // Output is written to files by the shim, and indexed and bounded by this
 // program while it has the runtime open: none is lost when it is not, but

@@ -71,7 +71,7 @@ func (r *Runtime) start(ctx context.Context, spec runtime.Spec) (err error) {
 	if err != nil {
 		return err
 	}
-	sh, err := r.shims.acquire(ctx, spec.Group)
+	sh, err := r.shims.acquire(ctx, firstOf(spec.Group, spec.ID))
 	if err != nil {
 		return err
 	}
@@ -114,6 +114,7 @@ func (r *Runtime) start(ctx context.Context, spec runtime.Spec) (err error) {
 		ID: spec.ID, Bundle: dir, Rootfs: rootfs, Terminal: spec.Terminal,
 		Stdout: stdout, Stderr: stderr, Options: options,
 	}); err != nil {
+		r.noAnswer(call, sh)
 		return startError(spec.ID, err)
 	}
 	if err := ctx.Err(); err != nil {
@@ -121,6 +122,7 @@ func (r *Runtime) start(ctx context.Context, spec runtime.Spec) (err error) {
 	}
 	started, err := sh.tasks.Start(call, &taskapi.StartRequest{ID: spec.ID})
 	if err != nil {
+		r.noAnswer(call, sh)
 		return startError(spec.ID, err)
 	}
 	c.record.PID, c.record.Started = int(started.Pid), time.Now()
@@ -136,6 +138,14 @@ func (r *Runtime) start(ctx context.Context, spec runtime.Spec) (err error) {
 	r.mu.Unlock()
 	r.shims.fill()
 	return nil
+}
+
+// noAnswer keeps further containers from a shim whose call took too long.
+func (r *Runtime) noAnswer(call context.Context, sh *shim) {
+	if call.Err() != nil {
+		r.log.Error("a shim does not answer; it gets no more containers", "shim", sh.id)
+		r.shims.doubt(sh)
+	}
 }
 
 // useImage looks an image up and keeps its layers from being deleted until
