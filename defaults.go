@@ -38,7 +38,14 @@ const (
 func (s Service) WithDefaults() Service {
 	s = clone(reflect.ValueOf(s)).Interface().(Service)
 	setDefault(&s.Namespace, DefaultNamespace)
-	setDefault(&s.Replicas, 1)
+	if s.Mode != Global {
+		setDefault(&s.Replicas, 1)
+	}
+	if st := s.Stateful; st != nil {
+		setDefault(&st.Order, OrderedSlots)
+		setDefault(&st.WhenScaled, RetainVolumes)
+		setDefault(&st.WhenRemoved, RetainVolumes)
+	}
 	s.Template.fill()
 	setDefault(&s.Update.Order, OrderAuto)
 	setDefault(&s.Update.Monitor, DefaultMonitor)

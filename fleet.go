@@ -210,6 +210,16 @@ func decodeWorkload(namespace, name string, rec record.Service, at *record.Revis
 			MaxFailures:      s.Update.MaxFailures,
 		},
 	}
+	w.Global = s.Mode == Global
+	if st := s.Stateful; st != nil {
+		w.Stateful = &control.Stateful{
+			Parallel: st.Order == ParallelSlots, Partition: st.Partition,
+			EraseScaled: st.WhenScaled == DeleteVolumes, EraseRemoved: st.WhenRemoved == DeleteVolumes,
+		}
+		for _, v := range s.SlotVolumes {
+			w.Stateful.Volumes = append(w.Stateful.Volumes, v.Name)
+		}
+	}
 	switch s.Update.OnFailure {
 	case RollBack:
 		w.Update.OnFailure = control.RollBack
@@ -229,6 +239,9 @@ func decodeWorkload(namespace, name string, rec record.Service, at *record.Revis
 
 // stopFirst resolves OrderAuto. s has its defaults filled in.
 func (s *Service) stopFirst() bool {
+	if s.Stateful != nil {
+		return true // no slot is run twice
+	}
 	if s.Update.Order != OrderAuto {
 		return s.Update.Order == StopFirst
 	}

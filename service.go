@@ -30,6 +30,12 @@ type Service struct {
 	// [None] runs none.
 	Replicas int `json:"replicas,omitempty"`
 
+	// Mode is [Replicated] when empty; [Global] runs one task on every node.
+	Mode Mode `json:"mode,omitempty"`
+	// Stateful, when set, gives each task a name and volumes of its own that
+	// outlive it, and runs none twice.
+	Stateful *Stateful `json:"stateful,omitempty"`
+
 	// Template is what each task runs. A change of it is a new revision and
 	// is rolled out as Update says; a change of anything else restarts
 	// nothing.
@@ -70,6 +76,11 @@ type Template struct {
 	// have at most 64 characters, the rest as [volume.Volume] says. An
 	// exclusive volume allows one replica.
 	Volumes []volume.Volume `json:"volumes,omitempty"`
+	// SlotVolumes are the volumes that each slot of a [Stateful] service has of
+	// its own; mounts refer to them by name. Each is exclusive. A larger Size
+	// takes effect with the slot's next task where the driver can expand;
+	// nothing else of a volume that exists can be changed.
+	SlotVolumes []volume.Volume `json:"slotVolumes,omitempty"`
 
 	// Hostname inside the containers: a host name of at most 64 characters;
 	// the task's ID when empty.

@@ -128,6 +128,7 @@ func (s Service) problems() []Problem {
 	c.template(&s.Template)
 	c.update(&s)
 	c.exclusive(&s)
+	c.modes(&s)
 	if data, err := json.Marshal(s); err != nil {
 		c.add("", nil, "cannot be written as JSON: %v", err)
 	} else if len(data) > MaxSpecBytes {

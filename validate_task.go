@@ -144,19 +144,9 @@ func (c *checks) volumes(t *Template) {
 	}
 	seen := map[string]string{}
 	for i := range t.Volumes {
-		v, path := &t.Volumes[i], at("volumes", i)
-		c.volumeName(path+".name", v.Name)
-		c.unique(seen, path+".name", v.Name)
-		if v.Name != "" && !mounted[v.Name] {
-			c.add(path+".name", v.Name, "is declared, but no container mounts it; mount it or remove it")
-		}
-		for _, p := range v.Validate() {
-			if p.Field != "name" {
-				c.add(path+"."+p.Field, nil, "%s", p.Reason)
-			}
-		}
-		c.labels(path+".labels", v.Labels, false)
+		c.volume(at("volumes", i), &t.Volumes[i], mounted, seen)
 	}
+	c.slotVolumes(t, mounted, seen)
 }
 
 // exclusive checks that no more than one task at a time needs an exclusive

@@ -252,6 +252,36 @@ var malformed = []struct {
 	{"volume option without a name", "volumes[0].options", func(s *Service, c *Container) { s.Volumes[0].Options = map[string]string{"": "x"} }},
 	{"exclusive volume for many", "replicas update.order", func(s *Service, c *Container) { s.Volumes[0].Exclusive = true }},
 
+	{"mode", "mode", func(s *Service, c *Container) { s.Mode = "everywhere" }},
+	{"global with replicas", "replicas", func(s *Service, c *Container) { s.Mode, s.Placement.MaxPerNode = Global, 0 }},
+	{"global with none", "replicas placement.maxPerNode", func(s *Service, c *Container) { s.Mode, s.Replicas = Global, None }},
+	{"global and stateful", "stateful update.order", func(s *Service, c *Container) {
+		s.Mode, s.Replicas, s.Placement.MaxPerNode, s.Stateful = Global, 0, 0, &Stateful{}
+	}},
+	{"stateful that starts first", "update.order", func(s *Service, c *Container) { s.Stateful = &Stateful{} }},
+	{"stateful with a name too long", "name update.order", func(s *Service, c *Container) {
+		s.Name, s.Stateful = strings.Repeat("n", 56), &Stateful{}
+	}},
+	{"stateful with one hostname", "hostname update.order", func(s *Service, c *Container) { s.Hostname, s.Stateful = "db", &Stateful{} }},
+	{"stateful on the host's network", "hostNetwork", func(s *Service, c *Container) {
+		s.Stateful, s.Update.Order = &Stateful{}, StopFirst
+		s.HostNetwork, s.Networks, s.Ports, c.Sysctls = true, nil, nil, nil
+	}},
+	{"stateful fields", "stateful.order stateful.partition stateful.whenScaled stateful.whenRemoved", func(s *Service, c *Container) {
+		s.Update.Order = StopFirst
+		s.Stateful = &Stateful{Order: "random", Partition: -1, WhenScaled: "keep", WhenRemoved: "drop"}
+	}},
+	{"slot volume without slots", "slotVolumes", func(s *Service, c *Container) { s.SlotVolumes, s.Volumes = s.Volumes, nil }},
+	{"slot volumes", `slotVolumes[0].name slotVolumes[0].exclusive slotVolumes[1].name slotVolumes[1].size slotVolumes[1].labels["a b"]`, func(s *Service, c *Container) {
+		s.Update.Order, s.Stateful = StopFirst, &Stateful{}
+		s.SlotVolumes = []volume.Volume{{Name: "data", Exclusive: true}, {Name: "log", Size: -1, Labels: map[string]string{"a b": "x"}}}
+	}},
+	{"slot volume whose full name is too long", "slotVolumes[0].name", func(s *Service, c *Container) {
+		s.Namespace, s.Name, s.Update.Order, s.Stateful = strings.Repeat("n", 40), strings.Repeat("s", 40), StopFirst, &Stateful{}
+		c.Mounts[0].Volume = strings.Repeat("v", 60)
+		s.SlotVolumes, s.Volumes = []volume.Volume{{Name: c.Mounts[0].Volume}}, nil
+	}},
+
 	{"hostname", "hostname", func(s *Service, c *Container) { s.Hostname = "my_host" }},
 	{"hostname too long", "hostname", func(s *Service, c *Container) { s.Hostname = strings.Repeat("a.", 32) + "b" }},
 	{"DNS server that is a name", "dns.servers[0]", func(s *Service, c *Container) { s.DNS.Servers[0] = "dns.example" }},

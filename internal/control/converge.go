@@ -17,6 +17,20 @@ import (
 // takes those that do not serve first. And a task is started beside another of
 // its slot only where there are fewer than MaxSurge such.
 func (v *view) converge() {
+	if v.work.Stateful != nil {
+		v.dropSlots()
+		v.fillSlots()
+		v.rollSlots()
+		v.tidySlots()
+		return
+	}
+	if v.global != nil {
+		v.dropNodes()
+		v.fillNodes()
+		v.roll()
+		v.tidy()
+		return
+	}
 	v.drop()
 	v.fill()
 	v.roll()
@@ -125,13 +139,28 @@ func (v *view) startIn(number int, from *task) {
 	if v.started[number] {
 		return // one at a time
 	}
-	st := start{slot: number, from: from}
+	if v.work.Stateful != nil && !v.vacant(number) {
+		v.waits(number)
+		return
+	}
+	st := start{slot: number, from: from, reach: v.reach(number)}
+	if v.base != nil && from == nil && v.spared(number) {
+		st.work = v.base
+	}
+	if v.global != nil {
+		if st.node = v.global.node[number]; st.node == "" {
+			return
+		}
+		st.fresh = from == nil && v.slot(number) == nil && v.rollout.Slots[number].Failures == 0
+	}
 	if b := v.rollout.Slots[number]; b.Failures > 0 {
 		if due := b.Last.Add(delay(b.Failures)); due.After(v.now) {
 			v.wakeAt(due)
 			return
 		}
-		st.avoid = b.Node
+		if v.global == nil {
+			st.avoid = b.Node
+		}
 	}
 	if v.started == nil {
 		v.started = map[int]bool{}

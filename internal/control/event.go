@@ -29,6 +29,7 @@ const (
 	RollbackStopped   EventKind = "rollback-failed"    // it could not be
 	FrontendChanged   EventKind = "frontend-changed"   // a service's addresses or ports
 	ServiceGone       EventKind = "service-gone"       // nothing is left of a service that was removed
+	VolumesErased     EventKind = "volumes-erased"     // the volumes of a slot are to be deleted
 	NodeLost          EventKind = "node-lost"          // a node was silent for too long
 	NodeReturned      EventKind = "node-returned"      // a lost node is alive again
 	RecordIgnored     EventKind = "record-ignored"     // a record cannot be read; Message says which

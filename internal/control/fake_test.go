@@ -30,6 +30,10 @@ type spec struct {
 	Ports    []record.Port  `json:"ports,omitempty"`
 	Update   control.Update `json:"update"`
 	Labels   string         `json:"labels"` // of no consequence
+
+	Global     bool              `json:"global,omitempty"`
+	Constraint string            `json:"constraint,omitempty"`
+	Stateful   *control.Stateful `json:"stateful,omitempty"`
 }
 
 func decode(namespace, name string, rec record.Service, at *record.Revision) (control.Workload, error) {
@@ -47,11 +51,22 @@ func decode(namespace, name string, rec record.Service, at *record.Revision) (co
 	if err != nil {
 		return control.Workload{}, err
 	}
-	return control.Workload{
+	w := control.Workload{
 		Namespace: namespace, Name: name, Replicas: s.Replicas, Hash: s.Image, Revision: rec.Revision,
 		Template: template, Request: scheduler.Request{Resources: scheduler.Resources{Memory: s.Memory}, Priority: s.Priority},
-		Networks: s.Networks, Ports: s.Ports, Update: s.Update,
-	}, nil
+		Networks: s.Networks, Ports: s.Ports, Update: s.Update, Global: s.Global, Stateful: s.Stateful,
+	}
+	if s.Stateful != nil {
+		w.Update.StopFirst = true
+	}
+	if s.Constraint != "" {
+		c, err := scheduler.ParseConstraint(s.Constraint)
+		if err != nil {
+			return control.Workload{}, err
+		}
+		w.Request.Constraints = []scheduler.Constraint{c}
+	}
+	return w, nil
 }
 
 func serviceRecord(t testing.TB, s spec, revision int64, created time.Time, history ...record.Revision) []byte {

@@ -30,10 +30,14 @@ func (v *view) hold() {
 			spare++ // of those that serve, how many may be stopped first
 		}
 	}
+	if v.global != nil {
+		v.dropNodes()
+	}
 	gone := v.bereft()
 	for _, t := range v.tasks {
 		heir := v.heir(t)
 		switch {
+		case v.told[t]:
 		case t.over() || t.lost():
 			if gone[t.rec.Slot] == t {
 				v.startIn(t.rec.Slot, t)
@@ -74,6 +78,9 @@ func (v *view) bereft() map[int]*task {
 	for _, t := range v.tasks {
 		if !t.over() && !t.lost() || !v.proven(t) || dismissed(t) || v.successor(t) != nil {
 			continue
+		}
+		if v.global != nil && v.global.node[t.rec.Slot] != t.node.id {
+			continue // its node is to have none, and no other in its place
 		}
 		if o := gone[t.rec.Slot]; o == nil || !t.rec.Created.Before(o.rec.Created) {
 			gone[t.rec.Slot] = t

@@ -18,12 +18,17 @@ type node struct {
 	alive bool
 	// silent says that it was not alive for LostAfter.
 	silent bool
-	tasks  map[*task]struct{}
-	timer  timer
+	// expired says that it was not alive for so long that by its own promise
+	// nothing that is fenced runs on it any more.
+	expired bool
+	quiet   time.Time // since when it is not alive
+	tasks   map[*task]struct{}
+	volumes map[*slotVolume]struct{}
+	timer   timer
 }
 
 // lost reports whether the node's tasks are to be replaced.
-func (n *node) lost() bool { return n.rec == nil || n.silent }
+func (n *node) lost() bool { return n.rec == nil || n.silent || n.vouched() }
 
 // leaving reports whether the node is to have no tasks.
 func (n *node) leaving() bool { return n.spec.Drain }
@@ -32,14 +37,14 @@ func (s *State) node(id string) *node {
 	if n := s.nodes[id]; n != nil {
 		return n
 	}
-	n := &node{id: id, tasks: map[*task]struct{}{}}
+	n := &node{id: id, tasks: map[*task]struct{}{}, volumes: map[*slotVolume]struct{}{}}
 	n.timer.due = func() { s.silence(n) }
 	s.nodes[id] = n
 	return n
 }
 
 func (s *State) forgetNode(n *node) {
-	if n.rec == nil && !n.alive && len(n.tasks) == 0 && !n.spec.Drain && !n.spec.Cordoned && n.spec.Labels == nil && n.spec.Taints == nil {
+	if n.rec == nil && !n.alive && len(n.tasks)+len(n.volumes) == 0 && !n.spec.Drain && !n.spec.Cordoned && n.spec.Labels == nil && n.spec.Taints == nil {
 		delete(s.nodes, n.id)
 		s.timers.set(&n.timer, time.Time{})
 	}
@@ -49,6 +54,16 @@ func (s *State) forgetNode(n *node) {
 func (s *State) markTasks(n *node) {
 	for t := range n.tasks {
 		s.mark(t.service)
+	}
+	for v := range n.volumes {
+		s.mark(v.service)
+	}
+}
+
+// markGlobals has the services looked at whose tasks follow the nodes.
+func (s *State) markGlobals() {
+	for svc := range s.globals {
+		s.mark(svc)
 	}
 }
 
@@ -65,9 +80,10 @@ func (s *State) changeNode(id string, c store.Change) error {
 		if n.rec != nil {
 			n.rec = nil
 			s.timers.set(&n.timer, time.Time{})
-			n.silent = false
+			n.silent, n.expired = false, false
 			_, _ = s.cluster.RemoveNode(id) // it is there, or never was valid
 			s.markTasks(n)
+			s.markGlobals()
 			s.lose(n, "its record was deleted")
 		}
 		s.forgetNode(n)
@@ -79,6 +95,9 @@ func (s *State) changeNode(id string, c store.Change) error {
 	}
 	rec.ID = id
 	known := n.rec != nil
+	if known && n.rec.Registration != rec.Registration {
+		s.markTasks(n) // nobody vouches for this one
+	}
 	n.rec = &rec
 	err := s.offer(n) // of a node that the scheduler refuses, the tasks still count
 	if !known {
@@ -99,7 +118,7 @@ func (s *State) changeNodeSpec(id string, c store.Change) error {
 			return err
 		}
 	}
-	moved := spec.Drain != n.spec.Drain
+	moved := spec.Drain != n.spec.Drain || spec.Fenced != n.spec.Fenced
 	n.spec = spec
 	if moved {
 		s.markTasks(n)
@@ -121,7 +140,7 @@ func (s *State) changeAlive(id string, alive bool) {
 		s.kept.lost[id] = false
 		s.see(Event{Kind: NodeReturned, Node: id, Cause: record.Cause{Actor: record.ActorAgent(id)}})
 	}
-	n.silent = false
+	n.silent, n.expired = false, false
 	s.watchSilence(n)
 	s.markTasks(n)
 	if n.rec != nil {
@@ -136,15 +155,28 @@ func (s *State) watchSilence(n *node) {
 		s.timers.set(&n.timer, time.Time{})
 		return
 	}
+	n.quiet = s.now
 	s.timers.set(&n.timer, s.now.Add(s.config.LostAfter))
 }
 
+// silence makes n lost, and expired when it has been silent for as long as it
+// promised. It is called for both.
 func (s *State) silence(n *node) {
+	s.markTasks(n)
+	if n.rec.Fence > 0 {
+		if at := n.quiet.Add(n.rec.Fence); at.After(s.now) {
+			s.timers.set(&n.timer, at)
+		} else {
+			n.expired = true
+		}
+	}
+	if n.silent {
+		return
+	}
 	n.silent = true
 	if !s.kept.lost[n.id] {
 		s.lose(n, "silent for "+s.config.LostAfter.String())
 	}
-	s.markTasks(n)
 }
 
 func (s *State) lose(n *node, why string) {
@@ -168,6 +200,7 @@ func (s *State) offer(n *node) error {
 	}
 	spec.Taints = append(spec.Taints[:len(spec.Taints):len(spec.Taints)], n.spec.Taints...)
 	s.feed()
+	s.markGlobals()
 	if err := s.cluster.SetNode(spec); err != nil {
 		// What it was before must not stand: the node may have been drained,
 		// and would be given tasks that it is then to give up. It gets none.

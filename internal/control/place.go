@@ -53,6 +53,9 @@ func (s *State) place(v *view) placement {
 		said := digest(d)
 		if err := d.Err(); err != nil && p.unplaced == "" {
 			p.unplaced, p.decision = err.Error(), said
+			if group[0].node != "" {
+				p.unplaced = noRoom(d, group)
+			}
 		}
 		for k, id := range d.Tasks { // those asked for first
 			p.tasks = append(p.tasks, v.task(group[k], id, d.Nodes[k]))
@@ -85,12 +88,13 @@ func digest(d *scheduler.Decision) *scheduler.Decision {
 }
 
 // groups splits starts into those that ask for the same: all that follow the
-// spec and avoid the same node. Copies come one by one.
+// spec and avoid the same node. Copies come one by one, and so do those that
+// have a node or volumes of their own.
 func groups(starts []start) [][]start {
 	starts = slices.Clone(starts)
 	slices.SortStableFunc(starts, func(a, b start) int {
-		if (a.from == nil) != (b.from == nil) {
-			if a.from == nil {
+		if a.alone() != b.alone() {
+			if b.alone() {
 				return -1
 			}
 			return 1
@@ -100,7 +104,7 @@ func groups(starts []start) [][]start {
 	var out [][]start
 	for first := 0; first < len(starts); {
 		end := first + 1
-		for end < len(starts) && starts[first].from == nil && starts[end].from == nil && starts[end].avoid == starts[first].avoid {
+		for end < len(starts) && !starts[first].alone() && !starts[end].alone() && starts[end].avoid == starts[first].avoid {
 			end++
 		}
 		out = append(out, starts[first:end])
@@ -109,9 +113,17 @@ func groups(starts []start) [][]start {
 	return out
 }
 
+// alone reports whether no other start can ask for the same.
+func (st *start) alone() bool {
+	return st.from != nil || st.node != "" && !st.fresh || len(st.reach) > 0 || st.work != nil
+}
+
 // request is what a group of starts asks of the scheduler.
 func (s *State) request(v *view, group []start) scheduler.Request {
 	r := v.work.Request
+	if w := group[0].work; w != nil {
+		r = w.Request
+	}
 	if from := group[0].from; from != nil {
 		r = from.rec.Request
 	}
@@ -123,6 +135,8 @@ func (s *State) request(v *view, group []start) scheduler.Request {
 	if avoid := group[0].avoid; avoid != "" {
 		r.Avoid = []string{avoid}
 	}
+	r.Volumes = append(r.Volumes[:len(r.Volumes):len(r.Volumes)], group[0].reach...)
+	pin(&r, group)
 	return r
 }
 
@@ -136,15 +150,18 @@ func (s *State) newID(w *Workload, slot int) string {
 
 // task is the record of a start that got a node.
 func (v *view) task(st start, id, node string) record.Task {
-	t := record.Task{
-		Revision: v.work.Revision, Hash: v.work.Hash, Template: v.work.Template, Request: v.work.Request,
+	w := v.work
+	if st.work != nil {
+		w = st.work
 	}
+	t := record.Task{Revision: w.Revision, Hash: w.Hash, Template: w.Template, Request: w.Request}
 	if st.from != nil {
 		t = st.from.rec
 	}
 	t.ID, t.Node, t.Slot = id, node, st.slot
 	t.Namespace, t.Service = v.work.Namespace, v.work.Name
 	t.Created, t.Stop, t.Frontend = v.now, nil, v.work.fronted()
+	t.Epoch = v.epoch
 	if st.from != nil && !t.Created.After(st.from.rec.Created) {
 		t.Created = st.from.rec.Created.Add(1) // a copy is known by being later
 	}

@@ -17,14 +17,20 @@ func (evenly) Place(c *scheduler.Cluster, reqs []scheduler.Request) ([]scheduler
 	for i := range reqs {
 		r := &reqs[i]
 		d := scheduler.Decision{Namespace: r.Namespace, Service: r.Service, Count: r.Count}
+		here := map[string]int{}
 		for _, id := range r.Tasks {
+			var full []scheduler.Example
 			var best *scheduler.NodeView
 			var bestCost int
 			d.Evaluated = 0
 			for n := range c.Nodes() {
 				d.Evaluated++
 				spec := n.Spec()
-				if !spec.Ready || spec.Paused || spec.Drained || n.Free().Memory < r.Resources.Memory {
+				if r.Allows(spec) != nil || r.MaxPerNode > 0 && here[spec.ID] >= r.MaxPerNode {
+					continue
+				}
+				if n.Free().Memory < r.Resources.Memory {
+					full = append(full, scheduler.Example{Node: spec.ID, Reason: "memory"})
 					continue
 				}
 				cost := n.Tasks()
@@ -37,11 +43,15 @@ func (evenly) Place(c *scheduler.Cluster, reqs []scheduler.Request) ([]scheduler
 			}
 			if best == nil {
 				d.Unplaced++
+				if full != nil {
+					d.Refused = []scheduler.Refusal{{Filter: scheduler.FilterMemory, Nodes: len(full), Examples: full}}
+				}
 				continue
 			}
 			if err := c.Bind(id, best.ID(), r); err != nil {
 				return nil, fmt.Errorf("bind %s: %w", id, err)
 			}
+			here[best.ID()]++
 			d.Tasks, d.Nodes = append(d.Tasks, id), append(d.Nodes, best.ID())
 		}
 		out = append(out, d)

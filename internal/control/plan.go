@@ -75,6 +75,9 @@ func (s *State) plan(svc *service, p *Plan) {
 	} else {
 		v.fallback = s.fallback(svc)
 	}
+	if err := s.shape(svc, v); err != nil && invalid == nil {
+		invalid = err
+	}
 	var frontend *record.Frontend
 	frontend, v.blocked = s.front(svc, v.work, invalid)
 	v.decide()
@@ -87,7 +90,8 @@ func (s *State) plan(svc *service, p *Plan) {
 	case placed.unplaced != "":
 		s.hungry[svc] = struct{}{}
 	}
-	v.rollout.Unplaced = placed.unplaced
+	v.rollout.Unplaced = cmp.Or(placed.unplaced, v.stuck)
+	v.rollout.Erase = v.work.Stateful != nil && v.work.Stateful.EraseRemoved
 	v.tally(placed.tasks)
 	s.timers.set(&svc.timer, v.wake)
 
@@ -114,13 +118,42 @@ func (s *State) plan(svc *service, p *Plan) {
 	for _, t := range v.removes {
 		w.remove(t)
 	}
+	if st := svc.work.Stateful; st != nil && st.EraseScaled {
+		s.erase(w, svc, true, svc.work.Replicas)
+	}
+}
+
+// shape completes a view of a service that is more than a number of replicas.
+func (s *State) shape(svc *service, v *view) (err error) {
+	if v.work.Global {
+		if v.global, v.work, v.tasks, err = s.globalize(svc, v.work, v.rollout.Slots); err != nil {
+			v.work, v.tasks = &svc.work, svc.tasks
+			return err
+		}
+	}
+	if v.fallback != nil && v.fallback.Global {
+		if v.globalBack, v.fallback, _, err = s.globalize(svc, v.fallback, v.rollout.Slots); err != nil {
+			v.fallback = nil // there is nothing to go back to
+		}
+	}
+	if v.work.Stateful != nil {
+		v.epoch, v.volumes, v.base = s.revision, svc.volumes, s.before(svc, v.work, &v.rollout)
+	}
+	return nil
 }
 
 // remove plans a service whose record is gone: its tasks stop, and when the
 // last is over what was derived from the record goes too.
 func (s *State) remove(svc *service, p *Plan) {
 	w := &writer{plan: p, service: svc, now: s.now, cause: s.cause(svc, nil)}
+	if len(svc.tasks) == 0 && svc.erasable() {
+		s.erase(w, svc, false, 0)
+		return
+	}
 	if len(svc.tasks) == 0 {
+		if svc.frontend == nil && svc.frontendRaw == nil && svc.rollout == nil {
+			return // volumes are kept
+		}
 		if svc.frontend != nil || svc.frontendRaw != nil {
 			w.delete(record.Frontends + svc.key)
 		}

@@ -79,7 +79,7 @@ func (v *view) turnBack() bool {
 	if v.fallback == nil || r.Reason != record.WhyFailures && r.Reason != record.WhyDeadline {
 		return false
 	}
-	v.work = v.fallback
+	v.work, v.global = v.fallback, v.globalBack
 	v.survey()
 	r.Rollback = v.newAttempt()
 	v.pardon()

@@ -33,6 +33,9 @@ func (v *view) decide() {
 		v.rollout.Slots = maps.Clone(v.rollout.Slots)
 		v.survey()
 	}
+	if v.work.Stateful != nil {
+		v.fence()
+	}
 	st := v.standing()
 	v.progress(st)
 	hopeless := v.count()
@@ -177,6 +180,11 @@ func (v *view) mark() {
 	old := v.rollout.Completed
 	if v.work.Replicas == 0 || len(old) > 0 && old[len(old)-1] == m {
 		return
+	}
+	for i := range v.slots {
+		if c := v.slots[i].current; c != nil && c.rec.Hash != v.work.Hash {
+			return // slots below a partition are left behind
+		}
 	}
 	old = old[max(0, len(old)-record.MaxHistory):]
 	v.rollout.Completed = append(slices.Clone(old), m)

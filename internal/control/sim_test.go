@@ -148,7 +148,9 @@ func (s *sim) tell(w store.Write) {
 	case strings.HasPrefix(w.Key, record.Tasks):
 		var t record.Task
 		unmarshal(s.t, w.Value, &t)
-		if had {
+		if t.Erase {
+			s.printf("erase the volumes of %s.%d on %s: %s", t.Service, t.Slot, t.Node, t.Stop.Reason)
+		} else if had {
 			s.printf("stop %s: %s", s.alias(t.ID), t.Stop.Reason)
 		} else {
 			s.printf("start %s on %s: %s", s.alias(t.ID), t.Node, t.Hash)

@@ -45,6 +45,8 @@ type State struct {
 	networks map[string]*network
 	tasks    map[string]*task // by NODE/ID
 	ids      map[string]int   // how many tasks have an ID: one, if all is well
+	volumes  map[string]*slotVolume
+	globals  map[*service]struct{} // whose tasks follow the nodes
 
 	dirty  map[*service]struct{} // to be planned
 	hungry map[*service]struct{} // have replicas without a place
@@ -70,6 +72,7 @@ type service struct {
 	earlier *earlier
 
 	tasks    []*task // by slot, then ID
+	volumes  []*slotVolume
 	rollout  *record.Rollout
 	frontend *record.Frontend
 	// As they are in the store, to see whether they change.
@@ -121,6 +124,8 @@ func NewState(config Config) *State {
 		networks: map[string]*network{},
 		tasks:    map[string]*task{},
 		ids:      map[string]int{},
+		volumes:  map[string]*slotVolume{},
+		globals:  map[*service]struct{}{},
 		dirty:    map[*service]struct{}{},
 		hungry:   map[*service]struct{}{},
 		kept:     newKept(config.KeepEventsEach, config.KeepEvents),
@@ -137,7 +142,7 @@ func (s *State) Revision() int64 { return s.revision }
 // refers to something comes after it.
 var loadOrder = [...]string{
 	record.Nodes, record.NodeSpecs, record.Alive, record.Networks,
-	record.Services, record.Rollouts, record.Frontends, record.Tasks, record.Statuses, record.Oblivion,
+	record.Services, record.Rollouts, record.Frontends, record.Volumes, record.Tasks, record.Statuses, record.Oblivion,
 }
 
 // Load takes in a snapshot of the whole store. The state must be new.
@@ -223,6 +228,8 @@ func (s *State) change(c store.Change) {
 		err = s.kept.change(c)
 	case record.Oblivion:
 		err = s.kept.changeForgotten(c)
+	case record.Volumes:
+		err = s.changeVolume(rest, c)
 	}
 	if err != nil {
 		s.ignore(c.Item.Key, err)
@@ -257,7 +264,7 @@ func (s *State) service(key string) (*service, error) {
 
 // forget drops the entry of a name of which nothing is left.
 func (s *State) forget(svc *service) {
-	if svc.spec != 0 || len(svc.tasks) > 0 || svc.rollout != nil || svc.frontend != nil {
+	if svc.spec != 0 || len(svc.tasks)+len(svc.volumes) > 0 || svc.rollout != nil || svc.frontend != nil {
 		return
 	}
 	delete(s.services, svc.key)
@@ -274,6 +281,7 @@ func (s *State) changeService(key string, c store.Change) error {
 	s.mark(svc)
 	delete(s.hungry, svc)
 	svc.record, svc.earlier = nil, nil
+	delete(s.globals, svc)
 	if c.Deleted {
 		svc.spec, svc.work, svc.invalid, svc.actor = 0, Workload{}, nil, ""
 		s.forget(svc)
@@ -291,6 +299,9 @@ func (s *State) changeService(key string, c store.Change) error {
 		svc.record = c.Item.Value
 	}
 	svc.work, svc.invalid = s.decode(svc, rec, nil)
+	if svc.work.Global {
+		s.globals[svc] = struct{}{}
+	}
 	return nil
 }
 
@@ -308,6 +319,7 @@ func (s *State) decode(svc *service, rec record.Service, at *record.Revision) (W
 		}
 	}
 	w.Replicas = max(0, w.Replicas)
+	w.given = w.Update
 	w.Update = w.Update.withDefaults(w.Replicas)
 	w.Namespace, w.Name = svc.namespace, svc.name
 	return w, err

@@ -13,6 +13,7 @@ import (
 
 	"github.com/orchestrate-go/orchestrate/internal/control"
 	"github.com/orchestrate-go/orchestrate/internal/record"
+	"github.com/orchestrate-go/orchestrate/scheduler"
 	"github.com/orchestrate-go/orchestrate/store"
 )
 
@@ -63,7 +64,11 @@ func TestStories(t *testing.T) {
 
 // play does one command and lets the planner answer.
 //
-//	node ID [memory=N]          a node joins, with 1000 unless said
+//	node ID [memory=N] [zone=Z] [fence=D]   a node joins, or is changed, with memory 1000 unless said
+//	taint ID KEY                keeps new tasks off it
+//	volume NODE SERVICE SLOT NAME [REACH]   its agent has the volume, reached from there alone unless said
+//	gone NODE SERVICE SLOT NAME             and has it no more
+//	fence ID                    someone vouches that nothing of it runs
 //	silent|returns|deleted ID   it is heard no more; again; its record goes
 //	drain|cordon|use ID         what the application wants of it
 //	network NAME RANGE...       a network with these virtual ranges
@@ -82,11 +87,38 @@ func (s *sim) play(line string) {
 	args := words[1:]
 	switch words[0] {
 	case "node":
-		memory := int64(1000)
+		n := record.Node{Node: scheduler.Node{
+			ID: args[0], Ready: true, Capacity: scheduler.Resources{Memory: 1000}, Topology: map[string]string{record.NodeSegment: args[0]},
+		}, Registration: fmt.Sprint("r", s.rev)}
 		for _, a := range args[1:] {
-			memory = s.number(strings.TrimPrefix(a, "memory="))
+			switch key, value, _ := strings.Cut(a, "="); key {
+			case "memory":
+				n.Capacity.Memory = s.number(value)
+			case "zone":
+				n.Labels, n.Topology["zone"] = map[string]string{"zone": value}, value
+			case "fence":
+				n.Fence = s.duration(value)
+			default:
+				s.t.Fatalf("unknown setting %q", a)
+			}
 		}
-		s.node(args[0], memory)
+		s.commit(store.Put(record.Key(record.Nodes, args[0]), marshal(s.t, n)), store.Put(record.Key(record.Alive, args[0]), nil))
+	case "taint":
+		s.commit(store.Put(record.Key(record.NodeSpecs, args[0]), marshal(s.t, record.NodeSpec{Taints: []scheduler.Taint{{Key: args[1]}}})))
+	case "fence":
+		var n record.Node
+		unmarshal(s.t, s.kv[record.Key(record.Nodes, args[0])].Value, &n)
+		s.commit(store.Put(record.Key(record.NodeSpecs, args[0]), marshal(s.t, record.NodeSpec{Fenced: n.Registration})))
+	case "volume":
+		v := record.Volume{Namespace: "default", Service: args[1], Slot: int(s.number(args[2])), Template: args[3],
+			Name: volumeName(args[1:]), Reach: map[string]string{record.NodeSegment: args[0]}}
+		if len(args) > 4 {
+			key, value, _ := strings.Cut(args[4], "=")
+			v.Reach = map[string]string{key: value}
+		}
+		s.commit(store.Put(record.Key(record.Volumes, args[0], v.Name), marshal(s.t, v)))
+	case "gone":
+		s.commit(store.Delete(record.Key(record.Volumes, args[0], volumeName(args[1:]))))
 	case "silent":
 		s.commit(store.Delete(record.Key(record.Alive, args[0])))
 	case "returns":
@@ -132,6 +164,11 @@ func (s *sim) play(line string) {
 	}
 	s.plan()
 	s.forgetStatuses()
+}
+
+// volumeName is the name of a slot's volume: SERVICE SLOT NAME.
+func volumeName(args []string) string {
+	return fmt.Sprintf("default.%s-%s.%s", args[0], args[1], args[2])
 }
 
 func (s *sim) number(text string) int64 {
@@ -197,6 +234,24 @@ func (s *sim) applied(sp spec, words []string) spec {
 			sp.Update.OnFailure = control.Action(value)
 		case "order":
 			sp.Update.StopFirst = value == "stop-first"
+		case "global":
+			sp.Global = value == "true"
+		case "constraint":
+			sp.Constraint = strings.ReplaceAll(value, "_", " ")
+		case "slots": // ordered or parallel
+			sp.Stateful = &control.Stateful{Parallel: value == "parallel"}
+		case "partition":
+			st := *sp.Stateful
+			st.Partition = int(s.number(value))
+			sp.Stateful = &st
+		case "volumes":
+			st := *sp.Stateful
+			st.Volumes = strings.Split(value, ",")
+			sp.Stateful = &st
+		case "erase":
+			st := *sp.Stateful
+			st.EraseScaled, st.EraseRemoved = strings.Contains(value, "scaled"), strings.Contains(value, "removed")
+			sp.Stateful = &st
 		default:
 			s.t.Fatalf("unknown setting %q", w)
 		}
@@ -235,7 +290,7 @@ func (s *sim) say(what string, patterns []string) {
 			}
 		}
 		if !found {
-			s.t.Fatalf("%s %s: there is no such task", what, p)
+			s.t.Fatalf("%s %s: there is no such task\n%s", what, p, strings.Join(s.log, "\n"))
 		}
 	}
 }

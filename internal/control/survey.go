@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/orchestrate-go/orchestrate/internal/record"
+	"github.com/orchestrate-go/orchestrate/scheduler"
 )
 
 // view is all that deciding about one service looks at, and what comes out of
@@ -19,6 +20,12 @@ type view struct {
 	fallback *Workload
 	blocked  *blocked
 	now      time.Time
+
+	global, globalBack *global   // of work, and of fallback, where they are global
+	base               *Workload // that slots below the partition have
+	volumes            []*slotVolume
+	epoch              int64  // of the tasks that are started, if their slots have one
+	stuck              string // why a slot waits that is not for want of room
 
 	rollout record.Rollout // as it was, then as it is to be
 	slots   []slot
@@ -43,6 +50,10 @@ type start struct {
 	slot  int
 	from  *task  // the task that it is a copy of; nil: as the spec says
 	avoid string // a node that it should not go to
+	node  string // the only node where it can go
+	fresh bool   // and there is nothing of the service there
+	reach []scheduler.Volume
+	work  *Workload // that it is of, when that is not the view's
 }
 
 // stop tells a task to stop.
@@ -75,7 +86,10 @@ type slot struct {
 
 // wanted reports whether a live task is as the spec wants it.
 func (v *view) wanted(t *task) bool {
-	return (v.anyTemplate || t.rec.Hash == v.work.Hash) && !t.node.leaving()
+	if v.global != nil && v.global.node[t.rec.Slot] != t.node.id || v.work.Stateful != nil && !t.rec.Fenced() {
+		return false
+	}
+	return (v.anyTemplate || t.rec.Hash == v.work.Hash || v.spared(t.rec.Slot)) && !t.node.leaving()
 }
 
 // outdated reports whether t is live and to be replaced.
@@ -185,7 +199,7 @@ func (v *view) standing() standing {
 		}
 	}
 	n := v.work.Replicas
-	st.rest = tasks - min(currents, n)
+	st.rest = tasks - min(currents, n) + v.doomed()
 	st.ready, st.settled = min(st.ready, n), min(st.settled, n)
 	return st
 }

@@ -28,6 +28,29 @@ type Workload struct {
 	Networks []string
 	Ports    []record.Port
 	Update   Update
+
+	// Global is one task on each eligible node; Replicas is their number then,
+	// which the planner sets. See global.go.
+	Global bool
+	// Stateful, when not nil, makes slots identities, each run at most once.
+	// StopFirst must be set. See stateful.go.
+	Stateful *Stateful
+
+	given Update // as it was decoded, for as many replicas as there turn out to be
+}
+
+// Stateful is how the slots of a service are dealt with.
+type Stateful struct {
+	// Parallel does not wait for one slot before it starts, updates or stops
+	// the next.
+	Parallel bool
+	// Partition keeps the slots below it at the last completed revision.
+	Partition int
+	// Volumes names the volumes that each slot has of its own.
+	Volumes []string
+	// EraseScaled and EraseRemoved delete a slot's volumes when there are fewer
+	// replicas, and when the service is removed.
+	EraseScaled, EraseRemoved bool
 }
 
 // fronted reports whether the service has a frontend.

@@ -115,6 +115,14 @@ type Node struct {
 	scheduler.Node
 	Version string    `json:"version,omitempty"` // of the agent
 	Started time.Time `json:"started"`           // of the agent
+
+	// Registration is another each time the node's lease is a new one. Only a
+	// registered agent starts tasks that are fenced.
+	Registration string `json:"registration,omitempty"`
+	// Fence is the node's promise: so long after its Alive record is gone, by
+	// any clock within the bound that package node names, no task of it that is
+	// fenced runs any more, whatever became of the agent. 0 promises nothing.
+	Fence time.Duration `json:"fence,omitempty"`
 }
 
 // NodeSpec is what the application wants of a node.
@@ -125,6 +133,9 @@ type NodeSpec struct {
 	Taints   []scheduler.Taint `json:"taints,omitempty"`
 	// Actor is who wrote it last.
 	Actor string `json:"actor,omitempty"`
+	// Fenced is the Registration of which someone vouches that nothing of it
+	// runs any more. It says nothing of a later one, or of one that is alive.
+	Fenced string `json:"fenced,omitempty"`
 }
 
 // Task is a placed instance of a service: everything its node needs to run
@@ -146,6 +157,16 @@ type Task struct {
 	// Frontend is whether the service has ports, and so a Frontend record
 	// without which the task cannot be reached.
 	Frontend bool `json:"frontend,omitempty"`
+
+	// Epoch, above 0, is the fencing token of a slot that is run at most once.
+	// It grows with each placement of the slot, and with removal and return of
+	// the service too: it is the store revision that the placement was planned
+	// at. See [Task.Fenced].
+	Epoch int64 `json:"epoch,omitempty"`
+	// Erase has the agent delete the volumes of the slot. Such a task is told
+	// to stop from its first day.
+	Erase bool `json:"erase,omitempty"`
+
 	// Stop, when set, tells the agent to stop the task. It is never unset.
 	Stop *Stop `json:"stop,omitempty"`
 }
@@ -313,6 +334,9 @@ type Rollout struct {
 
 	// Slots holds the back-off of slots whose tasks failed.
 	Slots map[int]Slot `json:"slots,omitempty"`
+
+	// Erase is whether the volumes of the service's slots go with it.
+	Erase bool `json:"erase,omitempty"`
 
 	// Completed are the revisions whose rollout completed with tasks, in
 	// that order: at most MaxHistory and the one that is served.
