@@ -43,7 +43,7 @@ func (evenly) Place(c *scheduler.Cluster, reqs []scheduler.Request) ([]scheduler
 			}
 			if best == nil {
 				d.Unplaced++
-				if full != nil {
+				if full != nil && len(r.Constraints) > 0 {
 					d.Refused = []scheduler.Refusal{{Filter: scheduler.FilterMemory, Nodes: len(full), Examples: full}}
 				}
 				continue
