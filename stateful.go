@@ -145,6 +145,11 @@ func (c *checks) stateful(s *Service) {
 	if s.Update.Order == StartFirst {
 		c.add("update.order", s.Update.Order, "runs two tasks of a slot at a time, but a stateful service runs it at most once; use %q", StopFirst)
 	}
+	for path, a := range map[string]Amount{"update.parallelism": s.Update.Parallelism, "update.maxUnavailable": s.Update.MaxUnavailable} {
+		if ordered && a != "" && a != "1" {
+			c.add(path, a, "is more than one slot at a time, but the slots are ordered; leave it out, or set stateful.order to %q", ParallelSlots)
+		}
+	}
 	for i := range s.SlotVolumes {
 		v, path := &s.SlotVolumes[i], at("slotVolumes", i)
 		if long := len(s.Namespace) + len(s.Name) + maxSlotDigits + len(v.Name) + len(".-."); long > 128 {

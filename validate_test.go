@@ -271,6 +271,9 @@ var malformed = []struct {
 		s.Update.Order = StopFirst
 		s.Stateful = &Stateful{Order: "random", Partition: -1, WhenScaled: "keep", WhenRemoved: "drop"}
 	}},
+	{"slots in order and several at a time", "update.parallelism update.maxUnavailable", func(s *Service, c *Container) {
+		s.Stateful, s.Update = &Stateful{}, UpdatePolicy{Parallelism: "2", MaxUnavailable: "50%"}
+	}},
 	{"slot volume without slots", "slotVolumes", func(s *Service, c *Container) { s.SlotVolumes, s.Volumes = s.Volumes, nil }},
 	{"slot volumes", `slotVolumes[0].name slotVolumes[0].exclusive slotVolumes[1].name slotVolumes[1].size slotVolumes[1].labels["a b"]`, func(s *Service, c *Container) {
 		s.Update.Order, s.Stateful = StopFirst, &Stateful{}

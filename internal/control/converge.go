@@ -252,7 +252,7 @@ func (v *view) roll() {
 // outdatedBy is the reason for which an outdated task is stopped.
 func (v *view) outdatedBy(t *task) string {
 	switch {
-	case t.rec.Hash == v.work.Hash || v.anyTemplate:
+	case t.rec.Hash == v.work.Hash || v.anyTemplate || v.spared(t.rec.Slot):
 		return record.ReasonDrained
 	case v.rollout.Rollback != nil:
 		return record.ReasonRolled

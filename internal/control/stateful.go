@@ -109,8 +109,8 @@ func (v *view) fillSlots() {
 }
 
 // rollSlots replaces outdated tasks, those that do not serve first, and then
-// from the highest slot down. The promise is that of converge, with as many
-// less as may be changed at a time.
+// from the highest slot down: one at a time, or in parallel as many as the pace
+// allows. The promise is that of converge.
 func (v *view) rollSlots() {
 	var candidates []*slot
 	settled, serving := 0, 0
@@ -132,14 +132,14 @@ func (v *view) rollSlots() {
 	slices.SortFunc(candidates, func(a, b *slot) int {
 		return cmp.Or(cmp.Compare(min(a.available, 1), min(b.available, 1)), b.number-a.number)
 	})
-	atOnce := 1
+	p := pace{parallel: 1, unavailable: 1}
 	if v.work.Stateful.Parallel {
-		atOnce = v.work.Update.Parallelism
+		p = v.pace()
 	}
-	budget := atOnce - (v.work.Replicas - settled - len(candidates))
+	budget := p.parallel - (v.work.Replicas - settled - len(candidates))
 	for _, s := range candidates {
 		if s.available > 0 {
-			if budget <= 0 || serving-1 < v.work.Replicas-atOnce {
+			if budget <= 0 || serving-1 < v.work.Replicas-p.unavailable {
 				return
 			}
 			serving--
@@ -147,21 +147,10 @@ func (v *view) rollSlots() {
 		budget--
 		for _, t := range s.tasks {
 			if v.outdated(t) {
-				v.stop(t, v.retired(t))
+				v.stop(t, v.outdatedBy(t))
 			}
 		}
 	}
-}
-
-// retired is why t is replaced.
-func (v *view) retired(t *task) string {
-	switch {
-	case t.rec.Hash == v.work.Hash || v.anyTemplate || v.spared(t.rec.Slot):
-		return record.ReasonDrained
-	case v.rollout.Rollback != nil:
-		return record.ReasonRolled
-	}
-	return record.ReasonUpdated
 }
 
 // spared reports whether a slot keeps its revision in an update.
