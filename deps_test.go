@@ -16,7 +16,7 @@ const module = "github.com/orchestrate-go/orchestrate"
 
 // core are the packages that cost their importer nothing but the standard
 // library.
-var core = []string{".", "./scheduler", "./health", "./network", "./volume", "./runtime", "./store"}
+var core = []string{".", "./autoscale", "./scheduler", "./health", "./network", "./volume", "./runtime", "./store"}
 
 func TestCoreImportsTheStandardLibraryAlone(t *testing.T) {
 	for _, pkg := range core {
