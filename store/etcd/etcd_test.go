@@ -2,7 +2,6 @@ package etcd_test
 
 import (
 	"context"
-	"log/slog"
 	"os"
 	"strings"
 	"testing"
@@ -13,17 +12,17 @@ import (
 	"github.com/orchestrate-go/orchestrate/store"
 	"github.com/orchestrate-go/orchestrate/store/etcd"
 	"github.com/orchestrate-go/orchestrate/store/etcd/embed"
+	"github.com/orchestrate-go/orchestrate/store/etcd/internal/etcdtest"
 	"github.com/orchestrate-go/orchestrate/store/storetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// logger is for those who look into a test that failed.
-func logger() *slog.Logger {
-	if os.Getenv("ETCD_LOG") == "" {
-		return nil
+func TestMain(m *testing.M) {
+	if ran, err := etcdtest.Child(); err != nil {
+		panic(err)
+	} else if ran {
+		return
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	goleak.VerifyTestMain(m)
 }
 
 // alone are the options of a cluster of one on loopback, in dir. It elects, and
@@ -31,7 +30,7 @@ func logger() *slog.Logger {
 func alone(dir string) embed.Options {
 	return embed.Options{
 		Name: "a", Dir: dir, PeerURL: "http://127.0.0.1:0", ClientURL: "http://127.0.0.1:0",
-		Heartbeat: 20 * time.Millisecond, Election: 200 * time.Millisecond, Logger: logger(),
+		Heartbeat: 20 * time.Millisecond, Election: 200 * time.Millisecond, Logger: etcdtest.Logger(),
 	}
 }
 
