@@ -19,7 +19,7 @@ import (
 	"github.com/orchestrate-go/orchestrate/store"
 )
 
-// Object is what Apply takes: a [Service] or a [Network].
+// Object is what Apply takes: a [Service], a [Network], or the [Removal] of one.
 type Object interface {
 	Validate() error
 	object() string
@@ -34,6 +34,7 @@ type batch struct {
 	networks map[string]record.Network // as they will be
 	services map[string]Service        // as they will be
 	guarded  map[string]bool
+	staged   map[string]*Service // that this batch writes; nil: removes
 
 	reason string         // of the change, in its events; "" is reasonApplied
 	events []record.Event // that tell of it
@@ -68,6 +69,14 @@ func (f *Fleet) Apply(ctx context.Context, objects ...Object) error {
 		return err
 	}
 	defer done()
+	if err := validate(objects); err != nil {
+		return err
+	}
+	return f.change(ctx, func(b *batch) error { return f.stageAll(ctx, b, objects) })
+}
+
+// validate judges what can be judged without a fleet.
+func validate(objects []Object) error {
 	var errs []error
 	seen := map[string]bool{}
 	for _, o := range objects {
@@ -78,23 +87,7 @@ func (f *Fleet) Apply(ctx context.Context, objects ...Object) error {
 		seen[o.object()] = true
 		errs = append(errs, err)
 	}
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
-	return f.change(ctx, func(b *batch) error {
-		// Networks first: services of the same call may refer to them.
-		for _, pass := range []bool{true, false} {
-			for _, o := range objects {
-				if _, isNetwork := o.(Network); isNetwork != pass {
-					continue
-				}
-				if err := o.stage(ctx, f, b); err != nil {
-					return err
-				}
-			}
-		}
-		return nil
-	})
+	return errors.Join(errs...)
 }
 
 // change stages a transaction and commits it, again when someone else was
@@ -108,16 +101,35 @@ func (f *Fleet) change(ctx context.Context, stage func(*batch) error) error {
 		if len(b.Writes) == 0 {
 			return nil
 		}
-		if len(b.events) > 0 {
-			key := record.Key(record.Kept, "application", rand.Text())
-			b.Writes = append(b.Writes, store.Put(key, record.EncodeEvents(b.events)))
-		}
-		_, err := f.store.Commit(ctx, b.Txn)
-		if !errors.Is(err, store.ErrConflict) {
+		if err := f.commit(ctx, b); !errors.Is(err, store.ErrConflict) {
 			return err
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
+		}
+	}
+}
+
+// commit writes a batch with the events that tell of it.
+func (f *Fleet) commit(ctx context.Context, b *batch) error {
+	if len(b.events) > 0 {
+		key := record.Key(record.Kept, "application", rand.Text())
+		b.Writes = append(b.Writes, store.Put(key, record.EncodeEvents(b.events)))
+	}
+	_, err := f.store.Commit(ctx, b.Txn)
+	if err == nil {
+		f.noteRemoved(b)
+	}
+	return err
+}
+
+// noteRemoved remembers which services this fleet removed, for [Fleet.Wait].
+func (f *Fleet) noteRemoved(b *batch) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for name, s := range b.staged {
+		if s == nil {
+			f.removed[name] = true
 		}
 	}
 }
@@ -200,6 +212,7 @@ func (s Service) stage(ctx context.Context, f *Fleet, b *batch) error {
 		return err
 	}
 	b.Writes = append(b.Writes, store.Put(key, data))
+	b.become(s.Namespace+"/"+s.Name, &s)
 	e := record.Event{Kind: record.ServiceApplied, Namespace: s.Namespace, Service: s.Name, Revision: rec.Revision}
 	if found {
 		e.Message = changedPaths(old, s)
@@ -302,6 +315,7 @@ func (f *Fleet) readServices(ctx context.Context, b *batch) error {
 	for _, s := range services {
 		b.services[s.Namespace+"/"+s.Name] = s.Service
 	}
+	b.overlay()
 	return nil
 }
 
@@ -337,7 +351,7 @@ func (f *Fleet) checkPorts(ctx context.Context, b *batch, s, old *Service) error
 			}
 		}
 	}
-	b.services[self] = *s
+	b.become(self, s)
 	return f.touch(ctx, b, guardPorts)
 }
 
@@ -412,36 +426,14 @@ func (f *Fleet) Remove(ctx context.Context, names ...string) error {
 		return err
 	}
 	defer done()
-	err = f.change(ctx, func(b *batch) error {
+	return f.change(ctx, func(b *batch) error {
 		for _, name := range names {
-			ns, base := splitName(name)
-			key := record.Key(record.Services, ns, base)
-			item, found, err := getKey(ctx, f.store, key)
-			if err != nil {
+			if err := (Removal{Name: name}).stage(ctx, f, b); err != nil {
 				return err
 			}
-			if !found {
-				return &NameError{"service", name}
-			}
-			if b.guarded[key] {
-				continue // named twice
-			}
-			b.guard(item, key)
-			b.Writes = append(b.Writes, store.Delete(key))
-			b.tell(ctx, record.Event{Kind: record.ServiceRemoved, Namespace: ns, Service: base, Reason: record.ReasonRemoved})
 		}
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, name := range names {
-		ns, base := splitName(name)
-		f.removed[ns+"/"+base] = true
-	}
-	return nil
 }
 
 // RemoveNetwork removes a network. While a service is attached to it, it is an
@@ -452,33 +444,7 @@ func (f *Fleet) RemoveNetwork(ctx context.Context, name string) error {
 		return err
 	}
 	defer done()
-	return f.change(ctx, func(b *batch) error {
-		key := record.Key(record.Networks, name)
-		item, found, err := getKey(ctx, f.store, key)
-		if err != nil {
-			return err
-		}
-		if !found {
-			return &NameError{"network", name}
-		}
-		if err := f.readServices(ctx, b); err != nil {
-			return err
-		}
-		var users []string
-		for service, s := range b.services {
-			if slices.Contains(s.Networks, name) {
-				users = append(users, service)
-			}
-		}
-		if len(users) > 0 {
-			slices.Sort(users)
-			return &InUseError{"network", name, users}
-		}
-		b.guard(item, key)
-		b.Writes = append(b.Writes, store.Delete(key))
-		b.tell(ctx, record.Event{Kind: record.NetworkRemoved, Network: name, Reason: record.ReasonRemoved})
-		return f.touch(ctx, b, guardNetworks)
-	})
+	return f.change(ctx, func(b *batch) error { return Removal{Kind: KindNetwork, Name: name}.network(ctx, f, b) })
 }
 
 // Scale sets a service's number of replicas; 0 runs none. Tasks that stay are

@@ -138,6 +138,11 @@ func (f *Fleet) Run(ctx context.Context) error {
 	return err
 }
 
+// plannerConfig is what the planner decides by, in a rehearsal as when it leads.
+func (f *Fleet) plannerConfig(lazy bool) control.Config {
+	return control.Config{Decode: decodeWorkload, Place: f.opts.scheduler, LostAfter: f.opts.lostAfter, Lazy: lazy}
+}
+
 // Close ends Run and every call under way, and waits for them. It leaves the
 // store and the nodes alone: tasks run on. Closing twice is no error.
 func (f *Fleet) Close() error {

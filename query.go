@@ -399,12 +399,16 @@ func (f *Fleet) Networks(ctx context.Context) ([]Network, error) {
 	}
 	var networks []Network
 	for _, rec := range b.networks {
-		n := Network{Name: rec.Name, MTU: rec.MTU, Internal: rec.Internal, Options: rec.Options}
-		for _, p := range rec.Subnets {
-			n.Subnets = append(n.Subnets, p.String())
-		}
-		networks = append(networks, n)
+		networks = append(networks, readNetwork(rec))
 	}
 	slices.SortFunc(networks, func(a, b Network) int { return strings.Compare(a.Name, b.Name) })
 	return networks, nil
+}
+
+func readNetwork(rec record.Network) Network {
+	n := Network{Name: rec.Name, MTU: rec.MTU, Internal: rec.Internal, Options: rec.Options}
+	for _, p := range rec.Subnets {
+		n.Subnets = append(n.Subnets, p.String())
+	}
+	return n
 }

@@ -17,12 +17,12 @@ const framing = 128
 // commit makes a plan true in as few transactions as the store allows, each
 // under the fence and with the events of its own writes, and returns the
 // revision of the last; 0 if there was none. Told counts the records of events
-// of this term.
+// of this term, without a gap: who knows the next one's key can make sure that
+// nothing has been decided since.
 func (l *Loop) commit(ctx context.Context, fence store.Condition, p Plan, told *int) (revision int64, err error) {
 	for p.more() {
-		txn, events := p.next(fence, *told)
+		txn, events := p.next(fence, told)
 		if len(txn.Writes) > 0 {
-			*told++
 			revision, err = l.opts.Store.Commit(ctx, txn)
 			if err != nil {
 				return 0, fmt.Errorf("commit %d writes from %s: %w", len(txn.Writes), txn.Writes[0].Key, err)
@@ -41,8 +41,8 @@ const maxEvents = 256 << 10
 func (p *Plan) more() bool { return len(p.Writes)+len(p.Events) > 0 }
 
 // next takes the next transaction off p, with the events that it makes true,
-// which its last write keeps: the n-th of the term.
-func (p *Plan) next(fence store.Condition, n int) (txn store.Txn, told []Event) {
+// which its last write keeps.
+func (p *Plan) next(fence store.Condition, n *int) (txn store.Txn, told []Event) {
 	writes := fits(p.Writes, len(fence.Key))
 	events := p.toldBy(writes)
 	value := keep(p.Events[:events])
@@ -59,7 +59,8 @@ func (p *Plan) next(fence store.Condition, n int) (txn store.Txn, told []Event) 
 	}
 	txn = store.Txn{If: []store.Condition{fence}, Writes: p.Writes[:writes:writes]}
 	if value != nil {
-		txn.Writes = append(txn.Writes, store.Put(record.LeaderEvents(fence.Revision, n), value))
+		txn.Writes = append(txn.Writes, store.Put(record.LeaderEvents(fence.Revision, *n), value))
+		*n++
 	}
 	told = p.Events[:events]
 	p.Writes, p.Events, p.after = p.Writes[writes:], p.Events[events:], p.after[events:]

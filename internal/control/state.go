@@ -27,6 +27,10 @@ type Config struct {
 	// KeepEventsEach and KeepEvents bound the history of events; 0 is the
 	// constant of that name.
 	KeepEventsEach, KeepEvents int
+	// Lazy has Load leave services alone that are at rest, which are most, and
+	// read their specs only if something happens to them. Timers of theirs do not
+	// run. It is for rehearsals.
+	Lazy bool
 }
 
 // State is an indexed view of the store, and the planner's only memory: a
@@ -66,6 +70,8 @@ type service struct {
 	work    Workload
 	invalid error  // why the record does not decode
 	actor   string // who wrote the record
+	// unread is the record until somebody needs it; see Config.Lazy.
+	unread []byte
 	// record is the service's, where it has a history, and earlier what it was
 	// decoded to at a revision of that; see State.earlier.
 	record  []byte
@@ -162,6 +168,7 @@ func (s *State) Load(snapshot store.Snapshot, now time.Time) {
 		}
 	}
 	s.revision = snapshot.Revision
+	s.rouse()
 	for _, svc := range s.services {
 		// A leader would have ended it in time. Nobody led, so perhaps nobody
 		// did anything, as when the only machine was off: that is no verdict.
@@ -245,7 +252,44 @@ func (s *State) see(e Event) {
 	s.events = append(s.events, e)
 }
 
-func (s *State) mark(svc *service) { s.dirty[svc] = struct{}{} }
+func (s *State) mark(svc *service) {
+	s.dirty[svc] = struct{}{}
+	if svc.unread != nil && !s.loading {
+		value := svc.unread
+		svc.unread = nil
+		s.readService(svc, value)
+	}
+}
+
+// rouse has those services looked at after a lazy Load that are not at rest.
+func (s *State) rouse() {
+	s.loading = false
+	for svc := range s.dirty {
+		if svc.unread != nil && svc.atRest() {
+			delete(s.dirty, svc)
+		} else {
+			s.mark(svc)
+		}
+	}
+}
+
+// atRest reports whether planning svc would change nothing, as far as its
+// records say that without its spec: it is true, and has been.
+func (s *service) atRest() bool {
+	r := s.rollout
+	if r == nil || r.Spec != s.spec || r.Rollback != nil || r.State != record.RolloutCompleted || r.Unplaced != "" || len(r.Slots) > 0 {
+		return false
+	}
+	if n := len(s.tasks); r.Desired != n || r.Updated != n || r.Ready != n {
+		return false
+	}
+	for _, t := range s.tasks {
+		if !t.available() || t.node.leaving() || t.rec.Hash != r.Hash {
+			return false
+		}
+	}
+	return true
+}
 
 // service returns the entry of a name, made if need be.
 func (s *State) service(key string) (*service, error) {
@@ -278,6 +322,7 @@ func (s *State) changeService(key string, c store.Change) error {
 	if err != nil {
 		return err
 	}
+	svc.unread = nil
 	s.mark(svc)
 	delete(s.hungry, svc)
 	svc.record, svc.earlier = nil, nil
@@ -290,19 +335,27 @@ func (s *State) changeService(key string, c store.Change) error {
 	// A record that cannot be read still has a revision, for which its rollout
 	// fails: whoever waits for it must hear.
 	svc.spec, svc.work = c.Item.Revision, Workload{}
-	var rec record.Service
-	if svc.invalid = json.Unmarshal(c.Item.Value, &rec); svc.invalid != nil {
+	if s.config.Lazy && s.loading {
+		svc.unread = c.Item.Value
 		return nil
+	}
+	s.readService(svc, c.Item.Value)
+	return nil
+}
+
+func (s *State) readService(svc *service, value []byte) {
+	var rec record.Service
+	if svc.invalid = json.Unmarshal(value, &rec); svc.invalid != nil {
+		return
 	}
 	svc.created, svc.actor = rec.Created, rec.Actor
 	if len(rec.History) > 0 {
-		svc.record = c.Item.Value
+		svc.record = value
 	}
 	svc.work, svc.invalid = s.decode(svc, rec, nil)
 	if svc.work.Global {
 		s.globals[svc] = struct{}{}
 	}
-	return nil
 }
 
 // decode makes a Workload of a service's record. Of one that it refuses, the

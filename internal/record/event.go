@@ -3,6 +3,8 @@ package record
 import (
 	"encoding/json"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -178,6 +180,18 @@ func Clip(text string, max int) string {
 // LeaderEvents is the key of the n-th record of events of a leader's term.
 func LeaderEvents(term int64, n int) string {
 	return fmt.Sprintf("%sleader/%016x-%08x", Kept, term, n)
+}
+
+// LeaderEventsNumber is the n that key is the LeaderEvents of in a term; -1 if
+// it is none.
+func LeaderEventsNumber(key string, term int64) int {
+	first := LeaderEvents(term, 0)
+	digits, ok := strings.CutPrefix(key, first[:len(first)-8])
+	n, err := strconv.ParseInt(digits, 16, 64)
+	if !ok || err != nil {
+		return -1
+	}
+	return int(n)
 }
 
 // Forgotten says which events are not kept any more.

@@ -1,0 +1,353 @@
+package control
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/orchestrate-go/orchestrate/internal/record"
+	"github.com/orchestrate-go/orchestrate/scheduler"
+	"github.com/orchestrate-go/orchestrate/store"
+)
+
+// A rehearsal plays a change through before it is made, with the code that
+// would make it: it plans, takes the plan's writes for committed, answers for
+// the agents, and goes on to the next moment at which something is due, until
+// nothing is. Every task that is new gets ready at once, every task that is told
+// to stop stops at once, and none fails. Tasks that are not ready for a reason
+// stay so. What it says is therefore the best that can come of a change: where
+// tasks go, and what there is no room for.
+
+// Rehearsal is how a rehearsal ends.
+type Rehearsal struct {
+	// Services are those that something would happen to, by namespace and name,
+	// and those that were asked for.
+	Services []Rehearsed
+	// Nodes are the nodes that there are before or after, by ID.
+	Nodes []Room
+	// Events are all that would be told, in order. Their times are of the
+	// rehearsal.
+	Events []Event
+	// Took is the time that would pass at least: of the monitor windows, and of
+	// deadlines that pass.
+	Took time.Duration
+	// Open says that something was still going on at the end, which was set to it.
+	Open bool
+}
+
+// Rehearsed is what would become of a service.
+type Rehearsed struct {
+	Namespace, Name string
+	Asked           bool // it was asked for; else something would happen to it
+	// Rollout is how its rollout would stand; nil when it would be gone.
+	Rollout *record.Rollout
+	Kept    int // tasks that nothing happens to
+	Steps   []Step
+	// Unplaced is the scheduler's decision about replicas that would have no
+	// place, and Blocked what else they would lack, in its words.
+	Unplaced *scheduler.Decision
+	Blocked  string
+}
+
+// StepKind is what happens to a replica.
+type StepKind string
+
+// What happens to a replica.
+const (
+	StepStart   StepKind = "start"   // it is new
+	StepStop    StepKind = "stop"    // it goes
+	StepReplace StepKind = "replace" // another task takes its place on the same node
+	StepMove    StepKind = "move"    // another task takes its place on another node
+)
+
+// Step is what would happen to a replica.
+type Step struct {
+	Kind     StepKind
+	Slot     int
+	Task     string // that goes; empty in a start
+	From, To string // nodes
+	Cause    record.Cause
+	// Decision is the scheduler's about the new task.
+	Decision *scheduler.Decision
+	At       time.Time
+}
+
+// Room is what a node has, before and after.
+type Room struct {
+	Node                     string
+	Have, FreeBefore, FreeAt scheduler.Resources
+	TasksBefore, TasksAt     int
+	Usable                   bool // it may get tasks, at the end
+}
+
+// RehearseOptions bound a rehearsal.
+type RehearseOptions struct {
+	// Services are to be in the result whatever happens to them, as NS/NAME.
+	Services []string
+	// Horizon is for how long it may play; 0 is an hour, and what the deadlines
+	// of Services add.
+	Horizon time.Duration
+}
+
+// maxRounds bounds a rehearsal that does not come to rest.
+const maxRounds = 100_000
+
+// Rehearse plays change through, beginning at now. The state has been loaded,
+// and is used up.
+func (s *State) Rehearse(change []store.Write, now time.Time, opts RehearseOptions) Rehearsal {
+	r := &rehearsal{state: s, now: now, cast: map[string]*cast{}, unready: map[*task]bool{}}
+	r.begin()
+	for _, key := range opts.Services {
+		r.of(key).asked = true
+	}
+	before := s.room()
+	r.write(change)
+	horizon := opts.Horizon
+	if horizon <= 0 {
+		horizon = time.Hour
+		for key := range r.cast {
+			if svc := s.services[key]; svc != nil { // a rollout, the way back from it, and as much again
+				horizon = max(horizon, 3*(svc.work.Update.ProgressDeadline+svc.work.Update.Monitor))
+			}
+		}
+	}
+	open := r.play(now.Add(horizon))
+	out := Rehearsal{Events: r.events, Took: r.moved.Sub(now), Open: open}
+	for _, key := range slices.Sorted(maps.Keys(r.cast)) {
+		if c := r.cast[key]; c.asked || c.steps() {
+			out.Services = append(out.Services, r.ending(key, c))
+		}
+	}
+	after := s.room()
+	for _, id := range slices.Sorted(maps.Keys(before)) {
+		if _, left := after[id]; !left {
+			after[id] = Room{Node: id, Have: before[id].Have}
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(after)) {
+		room := after[id]
+		room.FreeBefore, room.TasksBefore = before[id].FreeAt, before[id].TasksAt
+		out.Nodes = append(out.Nodes, room)
+	}
+	return out
+}
+
+// rehearsal is one on its way.
+type rehearsal struct {
+	state  *State
+	now    time.Time
+	moved  time.Time        // when something last happened
+	cast   map[string]*cast // by service
+	events []Event
+	// unready are the tasks that may need an answer.
+	unready map[*task]bool
+	going   map[string]bool // tasks that had been told to stop before, by ID
+}
+
+// cast is who takes part of a service.
+type cast struct {
+	asked  bool
+	placed map[string]Event // new tasks, by ID
+	gone   []Event          // why tasks that were there before go
+	left   map[string]bool  // whose events are in gone
+	no     *scheduler.Decision
+}
+
+func (c *cast) steps() bool { return len(c.placed)+len(c.gone) > 0 || c.no != nil }
+
+func (r *rehearsal) of(service string) *cast {
+	c := r.cast[service]
+	if c == nil {
+		c = &cast{placed: map[string]Event{}, left: map[string]bool{}}
+		r.cast[service] = c
+	}
+	return c
+}
+
+// begin looks at what is going on already.
+func (r *rehearsal) begin() {
+	r.moved, r.going = r.now, map[string]bool{}
+	for _, t := range r.state.tasks {
+		if t.rec.Stop != nil {
+			r.going[t.rec.ID] = true
+		}
+		if t.over() || t.available() && t.rec.Stop == nil {
+			continue
+		}
+		r.unready[t] = true
+	}
+}
+
+// write takes writes for committed.
+func (r *rehearsal) write(writes []store.Write) {
+	if len(writes) == 0 {
+		return
+	}
+	revision := r.state.revision + 1
+	batch := store.Batch{Revision: revision}
+	for _, w := range writes {
+		c := store.Change{Item: store.Item{Key: w.Key, Value: w.Value, Revision: revision, Created: revision}, Deleted: w.Delete}
+		batch.Changes = append(batch.Changes, c)
+	}
+	r.state.Apply(batch, r.now)
+}
+
+// play goes on until nothing is due before the end, and reports whether
+// something would still be.
+func (r *rehearsal) play(end time.Time) (open bool) {
+	for range maxRounds {
+		p := r.state.Plan(r.now)
+		for i := range p.Events {
+			r.hear(&p.Events[i])
+		}
+		if len(p.Writes) > 0 {
+			r.moved = r.now
+		}
+		r.write(p.Writes)
+		for _, w := range p.Writes {
+			if key, ok := strings.CutPrefix(w.Key, record.Tasks); ok && !w.Delete {
+				r.unready[r.state.tasks[key]] = true
+			}
+		}
+		if answers := r.answer(); len(answers) > 0 || len(p.Writes) > 0 {
+			r.write(answers)
+			continue
+		}
+		switch {
+		case p.Wake.IsZero():
+			return false
+		case p.Wake.After(end):
+			return r.unsettled()
+		case p.Wake.After(r.now):
+			r.now = p.Wake
+		}
+	}
+	return true
+}
+
+// unsettled reports whether a rollout of those that take part goes on.
+func (r *rehearsal) unsettled() bool {
+	for key := range r.cast {
+		if svc := r.state.services[key]; svc != nil && svc.rollout != nil && svc.rollout.Current().State == record.Progressing {
+			return true
+		}
+	}
+	return false
+}
+
+// answer is what the agents say to what they were told.
+func (r *rehearsal) answer() []store.Write {
+	var writes []store.Write
+	for _, t := range slices.SortedFunc(maps.Keys(r.unready), func(a, b *task) int { return cmp.Compare(a.rec.ID, b.rec.ID) }) {
+		key := t.rec.Node + "/" + t.rec.ID
+		if r.state.tasks[key] != t || t.over() {
+			delete(r.unready, t)
+			continue
+		}
+		if !t.node.alive || t.node.rec == nil {
+			continue // nobody answers
+		}
+		st := record.Status{Task: t.rec.ID, Namespace: t.rec.Namespace, Service: t.rec.Service, Node: t.rec.Node}
+		if t.status != nil {
+			st = *t.status
+		}
+		st.Since = r.now
+		switch {
+		case t.rec.Stop != nil:
+			st.State = record.Stopped
+		case st.State == record.Ready:
+			delete(r.unready, t)
+			continue
+		case t.status != nil && t.status.Failure != nil:
+			continue // it has its reasons
+		default:
+			st.State, st.Ready = record.Ready, r.now
+		}
+		delete(r.unready, t)
+		writes = append(writes, store.Put(record.Statuses+key, encode(st)))
+	}
+	return writes
+}
+
+// hear takes in what a plan tells.
+func (r *rehearsal) hear(e *Event) {
+	r.events = append(r.events, *e)
+	if e.Service == "" {
+		return
+	}
+	c := r.of(e.Namespace + "/" + e.Service)
+	switch e.Kind {
+	case TaskPlaced:
+		c.placed[e.Task] = *e
+		c.no = nil
+	case TaskStopping, TaskDeleted:
+		if _, new := c.placed[e.Task]; new {
+			delete(c.placed, e.Task)
+		} else if !r.going[e.Task] && !c.left[e.Task] {
+			c.left[e.Task] = true
+			c.gone = append(c.gone, *e)
+		}
+	case TaskUnplaced:
+		c.no = e.Decision
+	}
+}
+
+// ending is what has become of a service.
+func (r *rehearsal) ending(key string, c *cast) Rehearsed {
+	out := Rehearsed{Asked: c.asked}
+	out.Namespace, out.Name, _ = strings.Cut(key, "/")
+	if svc := r.state.services[key]; svc != nil {
+		out.Rollout = svc.rollout
+		for _, t := range svc.tasks {
+			if _, new := c.placed[t.rec.ID]; !new && t.live() {
+				out.Kept++
+			}
+		}
+		if _, hungry := r.state.hungry[svc]; hungry && svc.rollout != nil {
+			out.Blocked = svc.rollout.Unplaced
+			if c.no != nil && c.no.Unplaced > 0 {
+				out.Unplaced = c.no
+			}
+		}
+	}
+	bySlot := map[int]Event{}
+	for _, e := range c.placed {
+		bySlot[e.Slot] = e
+	}
+	for _, e := range c.gone {
+		step := Step{Kind: StepStop, Slot: e.Slot, Task: e.Task, From: e.Node, Cause: e.Cause, At: e.At}
+		if next, ok := bySlot[e.Slot]; ok {
+			delete(bySlot, e.Slot)
+			step.Kind, step.To, step.Decision = StepReplace, next.Node, next.Decision
+			if step.From != step.To {
+				step.Kind = StepMove
+			}
+			if next.Cause.Reason != record.ReasonWanted {
+				step.Cause = next.Cause
+			}
+		}
+		out.Steps = append(out.Steps, step)
+	}
+	for _, e := range bySlot {
+		out.Steps = append(out.Steps, Step{Kind: StepStart, Slot: e.Slot, To: e.Node, Cause: e.Cause, Decision: e.Decision, At: e.At})
+	}
+	slices.SortFunc(out.Steps, func(a, b Step) int {
+		return cmp.Or(cmp.Compare(a.Slot, b.Slot), cmp.Compare(a.Task, b.Task))
+	})
+	return out
+}
+
+// room is what the nodes have.
+func (s *State) room() map[string]Room {
+	rooms := map[string]Room{}
+	for n := range s.cluster.Nodes() {
+		spec := n.Spec()
+		rooms[n.ID()] = Room{
+			Node: n.ID(), Have: n.Allocatable(), FreeAt: n.Free(), TasksAt: n.Tasks(),
+			Usable: spec.Ready && !spec.Paused && !spec.Drained,
+		}
+	}
+	return rooms
+}

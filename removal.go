@@ -1,0 +1,164 @@
+package orchestrate
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"github.com/orchestrate-go/orchestrate/internal/record"
+	"github.com/orchestrate-go/orchestrate/store"
+)
+
+// The kinds of objects.
+const (
+	KindService = "service"
+	KindNetwork = "network"
+)
+
+// Removal is an [Object] that ends another: as [Fleet.Remove] and
+// [Fleet.RemoveNetwork] do, and in one step with what is applied beside it.
+type Removal struct {
+	Kind string // KindService when empty
+	Name string // "NAME", or of a service also "NAMESPACE/NAME"
+}
+
+// Validate checks r and returns nil or a [*ValidationError].
+func (r Removal) Validate() error {
+	var c checks
+	switch r.Kind {
+	case "", KindService, KindNetwork:
+	default:
+		c.add("kind", r.Kind, "is not a kind of object; use %q or %q", KindService, KindNetwork)
+	}
+	if r.Name == "" {
+		c.add("name", nil, "is missing; name what is to be removed")
+	}
+	if len(c.problems) > 0 {
+		return &ValidationError{Object: "removal of " + r.object(), Problems: c.problems}
+	}
+	return nil
+}
+
+func (r Removal) object() string {
+	if r.Kind == KindNetwork {
+		return Network{Name: r.Name}.object()
+	}
+	ns, name := splitName(r.Name)
+	return Service{Namespace: ns, Name: name}.object()
+}
+
+func (r Removal) stage(ctx context.Context, f *Fleet, b *batch) error {
+	if r.Kind == KindNetwork {
+		return r.network(ctx, f, b)
+	}
+	ns, name := splitName(r.Name)
+	key := record.Key(record.Services, ns, name)
+	item, found, err := getKey(ctx, f.store, key)
+	if err != nil {
+		return err
+	}
+	if !found {
+		return &NameError{KindService, r.Name}
+	}
+	if b.guarded[key] {
+		return nil // named twice
+	}
+	b.guard(item, key)
+	b.Writes = append(b.Writes, store.Delete(key))
+	b.become(ns+"/"+name, nil)
+	b.tell(ctx, record.Event{Kind: record.ServiceRemoved, Namespace: ns, Service: name, Reason: record.ReasonRemoved})
+	return nil
+}
+
+func (r Removal) network(ctx context.Context, f *Fleet, b *batch) error {
+	key := record.Key(record.Networks, r.Name)
+	item, found, err := getKey(ctx, f.store, key)
+	if err != nil {
+		return err
+	}
+	if !found {
+		return &NameError{KindNetwork, r.Name}
+	}
+	if err := f.readServices(ctx, b); err != nil {
+		return err
+	}
+	var users []string
+	for service, s := range b.services {
+		if slices.Contains(s.Networks, r.Name) {
+			users = append(users, service)
+		}
+	}
+	if len(users) > 0 {
+		slices.Sort(users)
+		return &InUseError{KindNetwork, r.Name, users}
+	}
+	b.guard(item, key)
+	b.Writes = append(b.Writes, store.Delete(key))
+	b.tell(ctx, record.Event{Kind: record.NetworkRemoved, Network: r.Name, Reason: record.ReasonRemoved})
+	return f.touch(ctx, b, guardNetworks)
+}
+
+// become notes what a service will be when the batch is committed; nil is
+// nothing.
+func (b *batch) become(name string, s *Service) {
+	if b.staged == nil {
+		b.staged = map[string]*Service{}
+	}
+	b.staged[name] = s
+	b.overlay()
+}
+
+// overlay makes b.services, where it has been read, what it will be.
+func (b *batch) overlay() {
+	if b.services == nil {
+		return
+	}
+	for name, s := range b.staged {
+		if s == nil {
+			delete(b.services, name)
+		} else {
+			b.services[name] = *s
+		}
+	}
+}
+
+// stageAll stages objects in an order in which each finds what it refers to:
+// what a removed service had is free, networks come before the services that
+// are attached to them, and go after them.
+func (f *Fleet) stageAll(ctx context.Context, b *batch, objects []Object) error {
+	order := slices.Clone(objects)
+	slices.SortStableFunc(order, func(a, b Object) int { return turn(a) - turn(b) })
+	for _, o := range order {
+		if err := o.stage(ctx, f, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func turn(o Object) int {
+	switch o := o.(type) {
+	case Removal:
+		if o.Kind == KindNetwork {
+			return 3
+		}
+		return 0
+	case Network:
+		return 1
+	}
+	return 2
+}
+
+// decodeObject reads the spec of an object of a kind.
+func decodeObject(kind string, spec json.RawMessage) (Object, error) {
+	switch kind {
+	case KindService:
+		return DecodeService(spec)
+	case KindNetwork:
+		var n Network
+		err := json.Unmarshal(spec, &n)
+		return n, err
+	}
+	return nil, fmt.Errorf("%q is not a kind of object", kind)
+}
