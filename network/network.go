@@ -75,6 +75,11 @@ type Network struct {
 	// node itself. Left empty, virtual addresses are reached by the default
 	// route alone.
 	Virtual []netip.Prefix
+	// Whole are the ranges of the network on all nodes, where Subnets are this
+	// node's part of it. They are routed from every attachment, as Virtual is,
+	// and what another node sends from them comes from the network. Empty where
+	// the network is on this node alone.
+	Whole []netip.Prefix
 	// MTU of the interfaces; 0 means the driver's default.
 	MTU int
 	// Internal networks have no way out to the world beyond the node.

@@ -36,10 +36,15 @@ func (n Network) Validate() error {
 		if !v.IsValid() || v.Addr().Is4In6() || v.Addr().IsMulticast() || v.Addr().IsLoopback() {
 			return wrong("virtual", "%s is no range of unicast addresses", v)
 		}
-		for _, p := range slices.Concat(n.Subnets, n.Virtual[:i]) {
+		for _, p := range slices.Concat(n.Subnets, n.Whole, n.Virtual[:i]) {
 			if v.Overlaps(p) {
 				return wrong("virtual", "%s overlaps %s; choose a range of its own", v, p)
 			}
+		}
+	}
+	for _, p := range n.Subnets {
+		if len(n.Whole) > 0 && !slices.ContainsFunc(n.Whole, func(w netip.Prefix) bool { return w.Bits() <= p.Bits() && w.Contains(p.Addr()) }) {
+			return wrong("whole", "does not hold %s, which is this node's part of it", p)
 		}
 	}
 	// RFC 791 and RFC 8200 give the least MTUs.
@@ -109,8 +114,8 @@ func (n Network) Overlaps(others []Network) error {
 		if other.Name == n.Name {
 			continue
 		}
-		for _, mine := range slices.Concat(n.Subnets, n.Virtual) {
-			for _, theirs := range slices.Concat(other.Subnets, other.Virtual) {
+		for _, mine := range slices.Concat(n.Subnets, n.Whole, n.Virtual) {
+			for _, theirs := range slices.Concat(other.Subnets, other.Whole, other.Virtual) {
 				if mine.Overlaps(theirs) {
 					return &ConfigError{Network: n.Name, Field: "subnets", Reason: fmt.Sprintf("%s overlaps %s of network %q; choose another range", mine, theirs, other.Name)}
 				}

@@ -291,7 +291,7 @@ func configure(inner *conn, nw *segment, a network.Attachment) error {
 			}
 			continue
 		}
-		for _, v := range nw.Virtual {
+		for _, v := range slices.Concat(nw.Virtual, nw.Whole) {
 			if v.Addr().Is4() == addr.Is4() {
 				if err := via(v.Masked(), unix.RT_TABLE_MAIN); err != nil {
 					return err

@@ -57,6 +57,9 @@ func (t *table) chains() []ruleChain {
 	postrouting := [][]expr.Any{
 		rule(ipv4, load(source4, 8), t.in(setSubnets+"4", 8), outName, t.notIn(setBridges, 8), masquerade),
 		rule(ipv6, load(source6, 8), t.in(setSubnets+"6", 8), outName, t.notIn(setBridges, 8), masquerade),
+		// To an endpoint on another node: its replies must come back here.
+		rule(ipv4, load(source4, 8), t.notIn(setWhole+"4", 8), outName, t.in(setLinks, 8), masquerade),
+		rule(ipv6, load(source6, 8), t.notIn(setWhole+"6", 8), outName, t.in(setLinks, 8), masquerade),
 		rule(ipv4, load(source4, 8), masked(8, []byte{255, 0, 0, 0}, []byte{127, 0, 0, 0}), outName, t.in(setBridges, 8), masquerade),
 		rule(ipv6, load(source6, 8), equal(8, loopback6), outName, t.in(setBridges, 8), masquerade),
 		rule(ipv4, load(source4, 8), load(dest4, 9), t.in(setHairpin+"4", 8), masquerade),

@@ -79,6 +79,7 @@ var (
 type segment struct {
 	network.Network
 	bridge string // name of the interface
+	link   string // of the one to other nodes, see Driver.LinkName
 	index  int    // of the interface; 0 while it is not there
 	mtu    int
 	pools  []*network.Pool // in the order of Subnets
@@ -195,7 +196,7 @@ func (d *Driver) load() error {
 
 // newNet returns a network with its pools, not yet in the kernel.
 func (d *Driver) newNet(n network.Network) (*segment, error) {
-	nw := &segment{Network: n, bridge: d.name("b", n.Name)}
+	nw := &segment{Network: n, bridge: d.name("b", n.Name), link: d.LinkName(n.Name)}
 	for _, prefix := range n.Subnets {
 		pool, err := network.NewPool(prefix)
 		if err != nil {

@@ -26,7 +26,7 @@ func (d *Driver) forgetFlows(now, before []network.Rule, restarted bool) error {
 		s.protocols[network.TCP], s.protocols[network.UDP] = true, true
 		d.networks.RLock()
 		for _, nw := range d.nets {
-			s.subnets = append(s.subnets, nw.Subnets...)
+			s.subnets = slices.Concat(s.subnets, nw.Subnets, nw.Whole)
 		}
 		d.networks.RUnlock()
 	}

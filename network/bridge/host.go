@@ -31,7 +31,7 @@ func (d *Driver) checkRoutes(nw *segment) error {
 		if link, err := d.host.LinkByIndex(r.LinkIndex); err == nil {
 			name = link.Attrs().Name
 		}
-		if name == nw.bridge {
+		if name == nw.bridge || name == nw.link {
 			continue
 		}
 		for _, mine := range slices.Concat(nw.Subnets, nw.Virtual) {

@@ -138,7 +138,7 @@ func (d *Driver) makeBridge(nw *segment) error {
 	if err := d.host.LinkSetUp(link); err != nil {
 		return fmt.Errorf("bridge %s: up: %w", nw.bridge, err)
 	}
-	return errors.Join(d.setVirtualRoutes(nw), d.loopbackRoute(nw))
+	return errors.Join(d.setVirtualRoutes(nw), d.loopbackRoute(nw, nw.index))
 }
 
 // setAddresses gives the bridge the gateways' addresses and takes away those
@@ -208,18 +208,20 @@ func (d *Driver) setVirtualRoutes(nw *segment) error {
 }
 
 // loopbackRoute lets replies to connections of the node's own processes from
-// ::1 to a published port come in by the bridge: what route_localnet is for
-// IPv4. The node itself prefers its own route to ::1, of metric 0.
-func (d *Driver) loopbackRoute(nw *segment) error {
+// ::1 to a published port come in by an interface of the network: what
+// route_localnet is for IPv4. The node itself prefers its own route to ::1, of
+// metric 0.
+func (d *Driver) loopbackRoute(nw *segment, index int) error {
 	if !nw.gateway(false).IsValid() {
 		return nil
 	}
 	err := d.host.RouteReplace(&netlink.Route{
-		LinkIndex: nw.index, Dst: ipNet(netip.PrefixFrom(netip.IPv6Loopback(), 128)),
-		Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Priority: 2000, Protocol: routeProtocol,
+		LinkIndex: index, Dst: ipNet(netip.PrefixFrom(netip.IPv6Loopback(), 128)),
+		Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Priority: 2000 + index, // one for each interface
+		Protocol: routeProtocol,
 	})
 	if err != nil {
-		return fmt.Errorf("bridge %s: route to ::1: %w", nw.bridge, err)
+		return fmt.Errorf("network %s: route to ::1: %w", nw.Name, err)
 	}
 	return nil
 }
@@ -274,6 +276,9 @@ func (d *Driver) Remove(ctx context.Context, name string) error {
 
 // removeLinks takes a bridge away with all its ports.
 func (d *Driver) removeLinks(nw *segment) error {
+	if err := d.host.deleteLink(nw.link); err != nil && !isGone(err) {
+		return fmt.Errorf("remove interface %s: %w", nw.link, err)
+	}
 	bridge, err := d.host.LinkByName(nw.bridge)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
 		return nil

@@ -15,10 +15,12 @@ import (
 
 // The sets about networks.
 const (
-	setBridges  = "bridges"  // interface names of all bridges
-	setSame     = "same"     // the same name twice: in and out of one bridge
+	setBridges  = "bridges"  // interface names of all bridges and links
+	setLinks    = "links"    // of the links to other nodes
+	setSame     = "same"     // two names: in and out of one network
 	setInternal = "internal" // bridges of internal networks
 	setSubnets  = "subnets"  // addresses of tasks; by family
+	setWhole    = "whole"    // and of those on other nodes; by family
 	setVirtual  = "virtual"  // ranges of virtual addresses; by family
 	setLocal6   = "local6"   // IPv6 addresses of the node where ports are not published
 )
@@ -44,7 +46,7 @@ func suffix(ipv4 bool) string {
 	return "6"
 }
 
-var networkSets = []string{setBridges, setSame, setInternal, setSubnets + "4", setSubnets + "6", setVirtual + "4", setVirtual + "6", setLocal6}
+var networkSets = []string{setBridges, setLinks, setSame, setInternal, setSubnets + "4", setSubnets + "6", setWhole + "4", setWhole + "6", setVirtual + "4", setVirtual + "6", setLocal6}
 
 var serviceSets = []string{mapVirtual, mapHost, mapAll, mapEndpoints, setRefused, setHairpin}
 
@@ -55,6 +57,7 @@ func allSets() []*nftables.Set {
 	}
 	sets := []*nftables.Set{
 		{Name: setBridges, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
+		{Name: setLinks, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
 		{Name: setSame, KeyType: pair(nftables.TypeIFName, nftables.TypeIFName), KeyByteOrder: binaryutil.NativeEndian, Concatenation: true},
 		{Name: setInternal, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
 		{Name: setLocal6, KeyType: nftables.TypeIP6Addr},
@@ -67,6 +70,7 @@ func allSets() []*nftables.Set {
 		frontend := pair(addr, nftables.TypeInetProto, nftables.TypeInetService)
 		sets = append(sets,
 			&nftables.Set{Name: setSubnets + f, KeyType: addr, Interval: true},
+			&nftables.Set{Name: setWhole + f, KeyType: addr, Interval: true},
 			&nftables.Set{Name: setVirtual + f, KeyType: addr, Interval: true},
 			&nftables.Set{Name: mapVirtual + f, KeyType: frontend, Concatenation: true, IsMap: true, DataType: nftables.TypeVerdict},
 			&nftables.Set{Name: mapHost + f, KeyType: frontend, Concatenation: true, IsMap: true, DataType: nftables.TypeVerdict},
@@ -87,14 +91,30 @@ func networkElements(nets []*segment, loopback6 bool) map[string][]nftables.SetE
 		elements[set] = append(elements[set], nftables.SetElement{Key: key})
 	}
 	for _, nw := range nets {
-		name := interfaceKey(nw.bridge)
+		name, link := interfaceKey(nw.bridge), interfaceKey(nw.link)
 		add(setBridges, name)
-		add(setSame, append(slices.Clone(name), name...))
+		add(setSame, slices.Concat(name, name))
 		if nw.Internal {
 			add(setInternal, name)
 		}
+		whole := nw.Whole
+		if len(whole) > 0 {
+			add(setBridges, link)
+			add(setLinks, link)
+			add(setSame, slices.Concat(name, link))
+			add(setSame, slices.Concat(link, name))
+			if nw.Internal {
+				add(setInternal, link)
+			}
+		} else {
+			whole = nw.Subnets
+		}
 		for _, p := range nw.Subnets {
 			set := setSubnets + suffix(p.Addr().Is4())
+			ranges[set] = append(ranges[set], p.Masked())
+		}
+		for _, p := range whole {
+			set := setWhole + suffix(p.Addr().Is4())
 			ranges[set] = append(ranges[set], p.Masked())
 		}
 		for _, p := range nw.Virtual {

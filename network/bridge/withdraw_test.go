@@ -209,7 +209,8 @@ func TestNoFailedConnectionWhenAnEndpointDies(t *testing.T) {
 				default:
 				}
 				begun := time.Now()
-				c, err := connect(p.ns, "tcp", p.to, 10*time.Second)
+				// Long enough for a SYN that meets the dead endpoint five times.
+				c, err := connect(p.ns, "tcp", p.to, 40*time.Second)
 				if errors.Is(err, unix.ECONNRESET) {
 					reset.Add(1)
 					continue

@@ -1,0 +1,267 @@
+//go:build linux
+
+package overlay
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/orchestrate-go/orchestrate/network"
+	"github.com/orchestrate-go/orchestrate/network/bridge"
+	"github.com/orchestrate-go/orchestrate/store"
+)
+
+// DefaultPort is the UDP port that IANA gave VXLAN.
+const DefaultPort = 4789
+
+// Options of a Driver. All but Port are required.
+type Options struct {
+	// Bridge is this node's part.
+	Bridge bridge.Options
+	// Store is the fleet's, where nodes find each other.
+	Store store.Store
+	// Node is the ID of this node, unique in the fleet.
+	Node string
+	// Underlay is the address by which other nodes reach this one. All nodes
+	// have one of the same family.
+	Underlay netip.Addr
+	// Port is the UDP port, the same on all nodes; DefaultPort when 0.
+	Port uint16
+
+	joined    func() // see Driver
+	undivided bool   // one slice is all of a network, for tests that know one node
+}
+
+// Driver is a node's part of networks over many nodes. It implements
+// network.Driver, network.Namespaces and network.Balancer, all safe for
+// concurrent use. It reaches other nodes while [Driver.Run] runs; what it has
+// made lasts beyond.
+type Driver struct {
+	*bridge.Driver
+	opts Options
+	log  *slog.Logger
+	host *netlink.Handle
+	mtu  int // of the underlay, less what VXLAN adds
+
+	mu    sync.Mutex // guards what follows, and orders changes of links
+	nets  map[string]*overlay
+	peers map[string]map[string]slice // by network and key in the store
+	seen  bool                        // peers are known
+
+	joined func() // told by the follower of each change it has made true; tests listen
+}
+
+// overlay is a network that this node is part of.
+type overlay struct {
+	name  string
+	whole []netip.Prefix
+	index int // of this node's slice
+	link  int // index of the interface
+}
+
+var (
+	_ network.Driver     = (*Driver)(nil)
+	_ network.Namespaces = (*Driver)(nil)
+	_ network.Balancer   = (*Driver)(nil)
+)
+
+// Open returns the driver of this node and adopts what an earlier one made. The
+// errors are a [*network.ConfigError] and those of [bridge.Open].
+func Open(opts Options) (*Driver, error) {
+	wrong := func(field, reason string) (*Driver, error) {
+		return nil, &network.ConfigError{Field: field, Reason: reason}
+	}
+	switch {
+	case opts.Store == nil:
+		return wrong("store", "is nil; give the fleet's")
+	case opts.Node == "" || store.ValidateKey("/"+opts.Node) != nil:
+		return wrong("node", fmt.Sprintf("%q is no ID of a node", opts.Node))
+	case !opts.Underlay.IsValid() || opts.Underlay.IsUnspecified() || opts.Underlay.IsMulticast() || opts.Underlay.IsLoopback():
+		return wrong("underlay", fmt.Sprintf("%v is no address that other nodes reach this one by", opts.Underlay))
+	}
+	opts.Underlay = opts.Underlay.Unmap()
+	opts.Port = cmp.Or(opts.Port, DefaultPort)
+	d := &Driver{
+		opts: opts, log: opts.Bridge.Logger,
+		nets: map[string]*overlay{}, peers: map[string]map[string]slice{}, joined: opts.joined,
+	}
+	if d.log == nil {
+		d.log = slog.New(slog.DiscardHandler)
+	}
+	var err error
+	if d.host, err = dial(opts.Bridge.HostNamespace); err != nil {
+		return nil, fmt.Errorf("open overlay network: %w", err)
+	}
+	if d.mtu, err = d.underlayMTU(); err == nil {
+		d.Driver, err = bridge.Open(opts.Bridge)
+	}
+	if err != nil {
+		d.host.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// dial opens a netlink socket in the namespace at a path, or in the program's.
+func dial(path string) (*netlink.Handle, error) {
+	if path == "" {
+		return netlink.NewHandle(unix.NETLINK_ROUTE)
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	return netlink.NewHandleAt(netns.NsHandle(file.Fd()), unix.NETLINK_ROUTE)
+}
+
+// What VXLAN puts around a packet: an IPv4 or IPv6 header, one of UDP, its own
+// and the inner Ethernet header.
+const overhead4, overhead6 = 20 + 8 + 8 + 14, 40 + 8 + 8 + 14
+
+// underlayMTU is the largest packet of a task that fits the interface with the
+// underlay's address.
+func (d *Driver) underlayMTU() (int, error) {
+	addresses, err := d.host.AddrList(nil, unix.AF_UNSPEC)
+	if err != nil {
+		return 0, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addresses {
+		if addr, ok := netip.AddrFromSlice(a.IP); !ok || addr.Unmap() != d.opts.Underlay {
+			continue
+		}
+		link, err := d.host.LinkByIndex(a.LinkIndex)
+		if err != nil {
+			return 0, fmt.Errorf("interface with %v: %w", d.opts.Underlay, err)
+		}
+		if d.opts.Underlay.Is4() {
+			return link.Attrs().MTU - overhead4, nil
+		}
+		return link.Attrs().MTU - overhead6, nil
+	}
+	return 0, &network.ConfigError{Field: "underlay", Reason: fmt.Sprintf("no interface of this node has %v", d.opts.Underlay)}
+}
+
+// Ensure implements network.Driver: it takes a slice of the network's subnets
+// for this node, and makes it a bridge that is joined to those of other nodes.
+// A network of which every slice is taken is [network.ErrExhausted].
+func (d *Driver) Ensure(ctx context.Context, n network.Network) error {
+	if err := n.Validate(); err != nil {
+		return err
+	}
+	if len(n.Whole) > 0 {
+		return &network.ConfigError{Network: n.Name, Field: "whole", Reason: "is for the driver to say; give the ranges of all nodes as subnets"}
+	}
+	if n.MTU > d.mtu {
+		return &network.ConfigError{Network: n.Name, Field: "mtu", Reason: fmt.Sprintf("is %d; the underlay has room for %d", n.MTU, d.mtu)}
+	}
+	for i, p := range n.Subnets {
+		if i == 0 {
+			n.Subnets = append([]netip.Prefix(nil), n.Subnets...)
+		}
+		n.Subnets[i] = p.Masked()
+	}
+	mac := hardware(d.opts.Node, n.Name)
+	index, err := d.claim(ctx, n.Name, n.Subnets, mac)
+	if err != nil {
+		return fmt.Errorf("network %q: take a slice of %v: %w", n.Name, n.Subnets, err)
+	}
+	vni, err := d.number(ctx, n.Name)
+	if err != nil {
+		return fmt.Errorf("network %q: take a VXLAN number: %w", n.Name, err)
+	}
+	part := n
+	part.Whole, part.Subnets = n.Subnets, d.cut(n.Subnets, index)
+	part.MTU = cmp.Or(n.MTU, d.mtu)
+	if err := d.Driver.Ensure(ctx, part); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	link, err := d.makeLink(n.Name, vni, part, mac)
+	if err != nil {
+		return fmt.Errorf("network %q: %w", n.Name, err)
+	}
+	if err := d.AdmitLink(n.Name); err != nil {
+		return fmt.Errorf("network %q: %w", n.Name, err)
+	}
+	d.nets[n.Name] = &overlay{name: n.Name, whole: n.Subnets, index: index, link: link}
+	return d.join(n.Name)
+}
+
+// Remove implements network.Driver: it gives the node's slice back too.
+func (d *Driver) Remove(ctx context.Context, name string) error {
+	d.mu.Lock()
+	err := d.Driver.Remove(ctx, name)
+	if err == nil {
+		delete(d.nets, name)
+	}
+	d.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if err := release(ctx, d.opts.Store, d.opts.Node, name); err != nil {
+		return fmt.Errorf("network %q: give its slice back: %w", name, err)
+	}
+	return nil
+}
+
+// Purge removes everything that drivers of this fleet made on this node, as
+// [bridge.Driver.Purge] does, and gives the node's slices back.
+func (d *Driver) Purge(ctx context.Context) error {
+	d.mu.Lock()
+	err := d.Driver.Purge(ctx)
+	clear(d.nets)
+	d.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return Forget(ctx, d.opts.Store, d.opts.Node)
+}
+
+// Run follows the other nodes until ctx ends, over failures of the store: what
+// is known then goes on to hold. It returns nil when ctx ended.
+func (d *Driver) Run(ctx context.Context) error {
+	const first, most = 50 * time.Millisecond, 5 * time.Second
+	pause := first
+	for {
+		began := time.Now()
+		err := store.Follow(ctx, d.opts.Store, keySlices, (*follower)(d))
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, store.ErrClosed):
+			return fmt.Errorf("overlay: %w", err)
+		}
+		if time.Since(began) > most {
+			pause = first
+		}
+		d.log.Warn("cannot follow the other nodes; trying again", "error", err, "in", pause)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, most)
+	}
+}
+
+// Close lets go of the node's folder and sockets. What it made stays.
+func (d *Driver) Close() error {
+	err := d.Driver.Close()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.host.Close()
+	return err
+}
