@@ -62,29 +62,34 @@ func (f *Fleet) setNode(ctx context.Context, node string, set func(*record.NodeS
 			}
 			return err
 		}
-		key := record.Key(record.NodeSpecs, node)
-		item, found, err := store.Get(ctx, f.store, key)
-		if err != nil {
-			return err
-		}
-		var spec record.NodeSpec
-		if found {
-			if err := json.Unmarshal(item.Value, &spec); err != nil {
-				return fmt.Errorf("read %s: %w", key, err)
-			}
-		}
-		was := spec
-		set(&spec)
-		spec.Actor = actorOf(ctx)
-		b.tell(ctx, record.Event{Kind: record.NodeChanged, Node: node, Reason: nodeReason(was, spec)})
-		data, err := json.Marshal(spec)
-		if err != nil {
-			return err
-		}
-		b.guard(item, key)
-		b.Writes = append(b.Writes, store.Put(key, data))
-		return nil
+		return f.stageNode(ctx, b, node, set)
 	})
+}
+
+// stageNode changes what the application wants of a node that exists.
+func (f *Fleet) stageNode(ctx context.Context, b *batch, node string, set func(*record.NodeSpec)) error {
+	key := record.Key(record.NodeSpecs, node)
+	item, found, err := store.Get(ctx, f.store, key)
+	if err != nil {
+		return err
+	}
+	var spec record.NodeSpec
+	if found {
+		if err := json.Unmarshal(item.Value, &spec); err != nil {
+			return fmt.Errorf("read %s: %w", key, err)
+		}
+	}
+	was := spec
+	set(&spec)
+	spec.Actor = actorOf(ctx)
+	b.tell(ctx, record.Event{Kind: record.NodeChanged, Node: node, Reason: nodeReason(was, spec)})
+	data, err := json.Marshal(spec)
+	if err != nil {
+		return err
+	}
+	b.guard(item, key)
+	b.Writes = append(b.Writes, store.Put(key, data))
+	return nil
 }
 
 // nodeReason says in a word what a change of a node's spec is.
@@ -96,6 +101,8 @@ func nodeReason(old, new record.NodeSpec) string {
 		return "cordoned"
 	case !new.Cordoned && !new.Drain && (old.Cordoned || old.Drain):
 		return "uncordoned"
+	case new.Fenced != old.Fenced:
+		return record.ReasonFenced
 	}
 	return "changed"
 }

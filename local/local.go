@@ -112,7 +112,12 @@ func open(dir string, opts []Option) (_ *Fleet, err error) {
 	}); err != nil {
 		return nil, err
 	}
-	if f.volumes, err = local.Open(local.Options{Dir: filepath.Join(dir, "volumes"), BindRoots: o.bindRoots}); err != nil {
+	volumes := local.Options{Dir: filepath.Join(dir, "volumes"), BindRoots: o.bindRoots}
+	if len(o.further) > 0 {
+		// The nodes of this machine reach its folder, and no others.
+		volumes.Reach = map[string]string{"orchestrate.machine": f.nodeID}
+	}
+	if f.volumes, err = local.Open(volumes); err != nil {
 		return nil, err
 	}
 	f.names = newNames(o.logger)
@@ -225,6 +230,11 @@ func (f *Fleet) stop() {
 	f.mu.Unlock()
 	f.Fleet.Close() // returns no error
 	<-f.done
+	for _, a := range f.nodes {
+		if a.share != nil {
+			a.share.held.close()
+		}
+	}
 }
 
 // release closes what open opened.

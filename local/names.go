@@ -29,17 +29,26 @@ func (n names) Set(zones []node.Zone) error {
 				// Without ports there is nothing to balance: the name
 				// stands for the tasks.
 				for _, t := range s.Tasks {
-					service.Virtual = append(service.Virtual, t.Addresses...)
+					if !t.Unready {
+						service.Virtual = append(service.Virtual, t.Addresses...)
+					}
 				}
 			}
 			for _, t := range s.Tasks {
 				slot := strconv.Itoa(t.Slot)
+				task := dns.Task{Slot: slot, Addresses: t.Addresses, Name: t.Name, Unready: t.Unready}
 				if last := len(service.Tasks) - 1; last >= 0 && service.Tasks[last].Slot == slot {
 					// In a rollout a slot has an old and a new task for a while.
-					service.Tasks[last].Addresses = slices.Concat(service.Tasks[last].Addresses, t.Addresses)
+					switch old := &service.Tasks[last]; {
+					case t.Unready:
+					case old.Unready:
+						*old = task
+					default:
+						old.Addresses = slices.Concat(old.Addresses, t.Addresses)
+					}
 					continue
 				}
-				service.Tasks = append(service.Tasks, dns.Task{Slot: slot, Addresses: t.Addresses})
+				service.Tasks = append(service.Tasks, task)
 			}
 			for _, p := range s.Ports {
 				service.Ports = append(service.Ports, dns.Port{Name: p.Name, Protocol: p.Protocol, Number: p.Port})

@@ -45,6 +45,7 @@ func (f *Fleet) makeNodes() error {
 		a := &agent{name: name}
 		if len(names) > 1 {
 			a.share = &share{node: name, nodes: names, store: f.store, crossing: crossing}
+			a.share.held.log = f.opts.logger
 			a.share.join() // before any of them runs: see crossing.program
 		}
 		f.nodes = append(f.nodes, a)
@@ -63,6 +64,8 @@ func (f *Fleet) newAgent(a *agent) (*node.Agent, error) {
 		Runtime: f.runtime, Network: f.network, Namespaces: f.network, Balancer: f.network,
 		Resolver: f.names, Volumes: f.volumes, Checkers: checkers(o.checkers),
 		Credentials: o.credentials, Dir: filepath.Join(f.dir, "node"), Logger: o.logger,
+		// Alone, no other node could take over what this one stops.
+		FenceGrace: -1,
 	}
 	if s := a.share; s != nil {
 		network := sharedNetwork{f.network, s}
@@ -70,6 +73,7 @@ func (f *Fleet) newAgent(a *agent) (*node.Agent, error) {
 		opts.Network, opts.Namespaces, opts.Balancer = network, network, network
 		opts.Resolver = sharedNames{f.names, s}
 		opts.Volumes = sharedVolumes{f.volumes, s}
+		opts.FenceGrace = node.DefaultFenceGrace
 		if a.name != f.nodeID {
 			opts.Dir = filepath.Join(f.dir, "nodes", a.name)
 		}

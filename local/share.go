@@ -4,6 +4,8 @@ package local
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -26,6 +28,7 @@ type share struct {
 	nodes    []string // of the machine, the first one first
 	store    store.Store
 	crossing *crossing
+	held     held
 }
 
 // labelNode says which node a container belongs to.
@@ -85,7 +88,15 @@ func (r sharedRuntime) Start(ctx context.Context, spec runtime.Spec) error {
 	}
 	labels[labelNode] = r.share.node
 	spec.Labels = labels
-	return r.containers.Start(ctx, spec)
+	if _, is := labels[runtime.LabelHeld]; is && r.share.held.over() {
+		return fmt.Errorf("start container %s: %w", spec.ID, runtime.ErrNotHeld)
+	}
+	err := r.containers.Start(ctx, spec)
+	if _, is := labels[runtime.LabelHeld]; is && err == nil && r.share.held.over() {
+		// While it started, those that ran were killed.
+		err = errors.Join(fmt.Errorf("start container %s: %w", spec.ID, runtime.ErrNotHeld), r.Kill(ctx, spec.ID, runtime.SIGKILL))
+	}
+	return err
 }
 
 // List implements [runtime.Runtime].

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/orchestrate-go/orchestrate"
+	"github.com/orchestrate-go/orchestrate/node"
 	"github.com/orchestrate-go/orchestrate/volume"
 )
 
@@ -62,6 +63,9 @@ func (f *Fleet) RemoveVolume(ctx context.Context, name string) error {
 			continue
 		}
 		err := f.volumes.Remove(ctx, v.Status.Name)
+		if err == nil {
+			return f.syncVolumes(ctx)
+		}
 		var use *volume.InUseError
 		if errors.As(err, &use) {
 			return &volume.InUseError{Volume: namespace + "/" + base, Tasks: use.Tasks}
@@ -69,6 +73,24 @@ func (f *Fleet) RemoveVolume(ctx context.Context, name string) error {
 		return err
 	}
 	return &orchestrate.NameError{Kind: "volume", Name: name}
+}
+
+// syncVolumes has every node say which volumes there are.
+func (f *Fleet) syncVolumes(ctx context.Context) error {
+	f.mu.Lock()
+	var agents []*node.Agent
+	for _, a := range f.nodes {
+		if a.running != nil {
+			agents = append(agents, a.running)
+		}
+	}
+	f.mu.Unlock()
+	for _, a := range agents {
+		if err := a.SyncVolumes(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // closed returns an error once the fleet does not run any more: the folder may

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -53,6 +54,13 @@ type Options struct {
 	// LeaseTTL is how long after the agent's death its node counts as alive;
 	// default 5 s.
 	LeaseTTL time.Duration
+	// FenceGrace is how long tasks that must not run twice have for their stop
+	// when the agent stops them because its lease could not be renewed; default
+	// 10 s. Where the runtime is a [runtime.Holder], the node then promises the
+	// control plane by when they have stopped, which depends on this and on
+	// LeaseTTL, and they can be replaced elsewhere; see [ClockDrift]. Negative
+	// leaves them running, and promises nothing.
+	FenceGrace time.Duration
 	// Logger; nil discards.
 	Logger *slog.Logger
 }
@@ -86,7 +94,7 @@ type ZoneService struct {
 	Namespace string
 	Name      string
 	Virtual   []netip.Addr // its virtual addresses; none without ports
-	Tasks     []ZoneTask   // the ready ones, by slot
+	Tasks     []ZoneTask   // the ready ones, by slot, and those that have names
 	Ports     []ZonePort
 }
 
@@ -94,6 +102,10 @@ type ZoneService struct {
 type ZoneTask struct {
 	Slot      int
 	Addresses []netip.Addr
+	// Name is that of a stateful service's slot, a DNS label such as "db-0".
+	// It stands for the addresses whether the task is ready or not.
+	Name    string
+	Unready bool // it has a name and nothing else
 }
 
 // ZonePort is a port at the virtual addresses.
@@ -115,6 +127,8 @@ type Agent struct {
 	out     *outbox
 	traffic *traffic
 	nets    *networks
+	tenure  *tenure
+	slots   *slots
 
 	mu       sync.Mutex // guards what follows
 	tasks    map[string]*task
@@ -145,6 +159,9 @@ func New(s store.Store, opts Options) (*Agent, error) {
 	if opts.LeaseTTL == 0 {
 		opts.LeaseTTL = DefaultLeaseTTL
 	}
+	if opts.FenceGrace == 0 {
+		opts.FenceGrace = DefaultFenceGrace
+	}
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -163,6 +180,9 @@ func New(s store.Store, opts Options) (*Agent, error) {
 	a.out = newOutbox(s, a.log, a.leaseID)
 	a.nets = newNetworks(opts.Network, a.log)
 	a.traffic = newTraffic(a)
+	a.slots = newSlots(a)
+	a.opts.Node.Topology = a.slots.topology(opts.Node.Topology)
+	a.tenure = newTenure(a)
 	return a, nil
 }
 
@@ -213,6 +233,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		})
 	}
 	wg.Wait()
+	a.tenure.end()
 	a.wg.Wait() // the supervisors
 	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
 		return err
@@ -266,6 +287,7 @@ func (a *Agent) register(ctx context.Context) error {
 }
 
 func (a *Agent) registerOnce(ctx context.Context, started time.Time) error {
+	sent := time.Now()
 	lease, err := a.store.Lease(ctx, a.opts.LeaseTTL)
 	if err != nil {
 		return err
@@ -273,10 +295,27 @@ func (a *Agent) registerOnce(ctx context.Context, started time.Time) error {
 	a.mu.Lock()
 	a.lease = lease
 	a.mu.Unlock()
-	a.out.put(record.Key(record.Nodes, a.id()), record.Node{Node: a.opts.Node, Version: a.opts.Version, Started: started}, false)
-	a.out.put(record.Key(record.Alive, a.id()), struct{}{}, true)
+	// Past the outbox: the lease proves nothing to anybody before this is in the
+	// store. A lease's ID may come again in a store that was opened anew.
+	rec := record.Node{
+		Node: a.opts.Node, Version: a.opts.Version, Started: started,
+		Registration: fmt.Sprintf("%s@%d", lease.ID(), sent.UnixNano()), Fence: a.tenure.promise(lease.TTL()),
+	}
+	data, err := json.Marshal(rec)
+	if err != nil {
+		return err
+	}
+	if _, err := a.store.Commit(ctx, store.Txn{Writes: []store.Write{
+		store.Put(record.Key(record.Nodes, a.id()), data),
+		store.PutLeased(record.Key(record.Alive, a.id()), []byte("{}"), lease.ID()),
+	}}); err != nil {
+		return err
+	}
 	a.traffic.republish()
-	return store.Keep(ctx, lease)
+	renewed := func(sent time.Time) { a.tenure.renew(ctx, rec.Registration, sent, lease.TTL()) }
+	renewed(sent)
+	defer a.tenure.lapse()
+	return store.KeepTold(ctx, lease, sent, renewed)
 }
 
 // leaseID returns the current lease's, or none before the first.

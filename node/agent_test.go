@@ -1,6 +1,7 @@
 package node_test
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"os"
@@ -35,17 +36,20 @@ type machine struct {
 	volumes *volmem.Driver
 	fleet   *orchestrate.Fleet
 	dir     string
+	id      string // n1 when empty
+	resolve node.Resolver
 
 	// Replaced by some tests before they start an agent.
 	agentStore store.Store
 	balancer   network.Balancer
 	checkers   map[string]health.Checker
+	holdless   bool // its runtime ends nothing by itself
 	running    *node.Agent
 }
 
 // newMachine makes a machine and a fleet that leads. It must be called inside
 // a synctest bubble.
-func newMachine(t *testing.T) *machine {
+func newMachine(t *testing.T, opts ...orchestrate.Option) *machine {
 	t.Helper()
 	m := &machine{
 		t: t, store: storemem.New(storemem.Options{}), runtime: runmem.New(runmem.Options{}),
@@ -53,8 +57,8 @@ func newMachine(t *testing.T) *machine {
 	}
 	m.agentStore, m.balancer = m.store, m.network
 	var err error
-	m.fleet, err = orchestrate.New(m.store, orchestrate.WithLogger(logger()),
-		orchestrate.WithAccess(func(string) (orchestrate.Access, error) { return m.running, nil }))
+	m.fleet, err = orchestrate.New(m.store, append([]orchestrate.Option{orchestrate.WithLogger(logger()),
+		orchestrate.WithAccess(func(string) (orchestrate.Access, error) { return m.running, nil })}, opts...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,10 +113,18 @@ func (m *machine) agent() (kill func()) {
 
 func (m *machine) options() node.Options {
 	return node.Options{
-		Node:    scheduler.Node{ID: "n1", Capacity: scheduler.Resources{CPU: 8000, Memory: 8 << 30}},
-		Runtime: m.runtime, Network: m.network, Namespaces: m.network, Balancer: m.balancer,
+		Node:    scheduler.Node{ID: cmp.Or(m.id, "n1"), Capacity: scheduler.Resources{CPU: 8000, Memory: 8 << 30}},
+		Runtime: m.containersOf(), Resolver: m.resolve, Network: m.network, Namespaces: m.network, Balancer: m.balancer,
 		Volumes: m.volumes, Dir: m.dir, Logger: logger(), Checkers: m.checkers,
 	}
+}
+
+// containersOf is the runtime as the agent sees it.
+func (m *machine) containersOf() runtime.Runtime {
+	if m.holdless {
+		return struct{ runtime.Runtime }{m.runtime}
+	}
+	return m.runtime
 }
 
 // wait fails the test unless the rollout ends as it should.

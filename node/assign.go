@@ -32,6 +32,9 @@ func (a assignments) Reset(snapshot store.Snapshot) error {
 	case <-a.adopted:
 	default:
 		first = true
+		if err := a.slots.sync(a.ctx); err != nil {
+			return fmt.Errorf("see what volumes there are: %w", err)
+		}
 	}
 	var found map[string]*prior
 	if first {

@@ -189,6 +189,9 @@ func (m *member) loop(ctx context.Context, env environment, policy orchestrate.R
 // background.
 func (m *member) start(ctx context.Context, env environment, background *sync.WaitGroup) error {
 	t := m.task
+	if err := t.may(ctx); err != nil {
+		return err
+	}
 	t.mu.Lock()
 	attempt := m.attempt
 	if m.id != "" {

@@ -30,10 +30,10 @@ func (m *member) runtimeSpec(ctx context.Context, env environment, id string, at
 		runtime.LabelNamespace: t.rec.Namespace,
 		runtime.LabelService:   t.rec.Service,
 	})
-	hostname := t.tmpl.Hostname
-	if hostname == "" {
-		hostname = t.rec.ID
+	if t.rec.Fenced() && t.agent.tenure.holds() {
+		labels[runtime.LabelHeld] = strconv.FormatInt(t.rec.Epoch, 10)
 	}
+	hostname := t.hostname()
 	if t.tmpl.HostNetwork {
 		hostname = t.tmpl.Hostname // the node's own, unless it is asked for
 	}
@@ -93,6 +93,17 @@ func (m *member) mounts(ctx context.Context, env environment) ([]runtime.Mount, 
 		mounts = append(mounts, out)
 	}
 	return mounts, nil
+}
+
+// hostname is the task's in its containers, unless it has the node's network.
+func (t *task) hostname() string {
+	switch {
+	case t.tmpl.Hostname != "":
+		return t.tmpl.Hostname
+	case t.rec.Fenced():
+		return record.SlotName(t.rec.Service, t.rec.Slot)
+	}
+	return t.rec.ID
 }
 
 // files are the small files that every container of a task gets.
@@ -167,9 +178,9 @@ func (t *task) resolvConf() (string, error) {
 func (t *task) hostsFile() string {
 	var b strings.Builder
 	b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
-	hostname := t.tmpl.Hostname
-	if hostname == "" {
-		hostname = t.rec.ID
+	hostname := t.hostname()
+	if t.rec.Fenced() {
+		hostname = fmt.Sprintf("%s.%s %s", hostname, t.rec.Service, hostname)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -26,7 +26,7 @@ func (t *task) down(ctx context.Context) error {
 	if err := t.agent.traffic.withdrawn(ctx, t.rec.ID); err != nil {
 		return err
 	}
-	if wasReady && !sleep(ctx, t.tmpl.DrainDelay) {
+	if wasReady && !t.expelled.Load() && !sleep(ctx, t.tmpl.DrainDelay) {
 		return ctx.Err()
 	}
 	t.stopAll(ctx, t.mains)
@@ -43,7 +43,10 @@ func (t *task) down(ctx context.Context) error {
 		held.containers = append(held.containers, m.ids()...)
 	}
 	t.mu.Unlock()
-	return t.agent.release(ctx, t.rec.ID, &held)
+	if err := t.agent.release(ctx, t.rec.ID, &held); err != nil || !t.rec.Erase {
+		return err
+	}
+	return t.agent.again(ctx, t.rec.ID, "delete the volumes of its slot", func() error { return t.erase(ctx) })
 }
 
 // stopAll stops members side by side: the stop signal, the grace, SIGKILL.
@@ -64,7 +67,7 @@ func (t *task) stopAll(ctx context.Context, members []*member) {
 // grace is over. It returns when the container has exited or ctx ended.
 func (m *member) stopContainer(ctx context.Context, id string) {
 	rt := m.task.agent.opts.Runtime
-	grace, cancel := context.WithTimeout(ctx, m.task.tmpl.StopGrace)
+	grace, cancel := context.WithTimeout(ctx, m.task.stopGrace())
 	defer cancel()
 	if err := rt.Kill(ctx, id, m.stopSignal()); err != nil {
 		m.task.log.Warn("cannot signal", "container", id, "error", err)
@@ -86,8 +89,14 @@ func (m *member) stopContainer(ctx context.Context, id string) {
 // again and again until all of it is free. It returns an error only when ctx
 // ended before.
 func (a *Agent) release(ctx context.Context, id string, h *holdings) error {
+	return a.again(ctx, id, "release everything of it", func() error { return a.releaseOnce(ctx, id, h) })
+}
+
+// again does a step of a task's end until it succeeds. It returns an error only
+// when ctx ended before.
+func (a *Agent) again(ctx context.Context, id, what string, step func() error) error {
 	for attempt := 0; ; attempt++ {
-		err := a.releaseOnce(ctx, id, h)
+		err := step()
 		if err == nil {
 			return nil
 		}
@@ -95,7 +104,7 @@ func (a *Agent) release(ctx context.Context, id string, h *holdings) error {
 			return ctx.Err()
 		}
 		delay := delayAfter(attempt+1, 100*time.Millisecond, time.Minute)
-		a.log.Warn("cannot release everything of a task; trying again", "task", id, "error", err, "in", delay)
+		a.log.Warn("cannot "+what+"; trying again", "task", id, "error", err, "in", delay)
 		if !sleep(ctx, delay) {
 			return ctx.Err()
 		}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -31,20 +32,26 @@ type task struct {
 	agent *Agent
 	rec   record.Task
 	tmpl  orchestrate.Template
-	bad   error // why the template cannot be read
+	bad   error // why nothing of it can be run
 	log   *slog.Logger
 
 	halted chan struct{} // closed by stop
 	halt   sync.Once
-	ended  chan struct{} // closed when run is over and everything is released
+	// grace, once halted, bounds the stop of a task that is expelled; see tenure.
+	expelled atomic.Bool
+	grace    time.Duration
+	ended    chan struct{} // closed when run is over and everything is released
 
 	init, sidecars, mains []*member
 	adopted               bool // containers of an earlier agent were found
 
 	mu     sync.Mutex // guards what follows, and the members' fields
 	status record.Status
-	ready  bool // wants traffic
-	held   holdings
+	// registration is that under which a fenced task was last found to be the
+	// node's; see tenure.admit.
+	registration string
+	ready        bool // wants traffic
+	held         holdings
 }
 
 // holdings is what a task holds on its node, for release.
@@ -66,7 +73,11 @@ func newTask(a *Agent, rec record.Task, found *prior) *task {
 		halted: make(chan struct{}),
 		ended:  make(chan struct{}),
 	}
-	t.bad = json.Unmarshal(rec.Template, &t.tmpl)
+	if err := json.Unmarshal(rec.Template, &t.tmpl); err != nil {
+		t.bad = fmt.Errorf("the task's template cannot be read: %w", err)
+	} else if rec.Fenced() {
+		t.bad = a.slots.newest(&rec)
+	}
 	t.status = record.Status{
 		Task: rec.ID, Namespace: rec.Namespace, Service: rec.Service, Node: a.id(),
 		State: record.Preparing, Since: time.Now().UTC(),
@@ -120,6 +131,45 @@ func (t *task) adopt(containers []runtime.Container) {
 	t.agent.traffic.set(t.rec, t.status.Addresses, nil)
 }
 
+// expel stops a task that must not run on, and does not wait: not for requests
+// under way, nor longer than grace for its processes.
+func (t *task) expel(grace time.Duration) {
+	t.halt.Do(func() {
+		t.grace = grace
+		t.expelled.Store(true)
+		close(t.halted)
+	})
+}
+
+// stopGrace is how long a container has from its stop signal to SIGKILL.
+func (t *task) stopGrace() time.Duration {
+	if t.expelled.Load() {
+		return min(t.tmpl.StopGrace, t.grace)
+	}
+	return t.tmpl.StopGrace
+}
+
+// admit and admitted keep the registration under which the task was read.
+func (t *task) admit(registration string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.registration = registration
+}
+
+func (t *task) admitted(registration string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.registration == registration
+}
+
+// may waits until the task may start something.
+func (t *task) may(ctx context.Context) error {
+	if !t.rec.Fenced() {
+		return nil
+	}
+	return t.agent.tenure.admit(ctx, t)
+}
+
 func (t *task) member(name string) *member {
 	for _, m := range t.members() {
 		if m.spec.Name == name {
@@ -153,6 +203,10 @@ func (t *task) run(ctx context.Context) {
 	final := record.Completed
 	var failure *failureError
 	switch {
+	case t.expelled.Load():
+		final = record.Failed
+		t.fail(&record.Failure{Kind: record.FailedNode, At: time.Now().UTC(),
+			Message: "the node's lease could not be renewed, and the task must not run twice"})
 	case errors.Is(err, errStopped) || errors.Is(context.Cause(work), errStopped):
 		final = record.Stopped
 	case errors.As(err, &failure):
@@ -176,7 +230,7 @@ func (t *task) run(ctx context.Context) {
 func (t *task) up(ctx context.Context) error {
 	if t.bad != nil {
 		return &failureError{record.Failure{Kind: record.FailedStart, Permanent: true,
-			Message: "the task's template cannot be read: " + t.bad.Error(), At: time.Now().UTC()}}
+			Message: t.bad.Error(), At: time.Now().UTC()}}
 	}
 	select {
 	case <-t.halted:
@@ -184,6 +238,9 @@ func (t *task) up(ctx context.Context) error {
 	default:
 	}
 	if !t.adopted {
+		if err := t.may(ctx); err != nil {
+			return err
+		}
 		t.enter(record.Preparing)
 	}
 	var env environment
@@ -384,6 +441,9 @@ func (t *task) attach(ctx context.Context) (string, error) {
 	t.mu.Lock()
 	t.status.Addresses = addresses
 	t.mu.Unlock()
+	if t.rec.Fenced() {
+		a.traffic.name(t.rec, addresses)
+	}
 	return path, nil
 }
 
@@ -399,15 +459,9 @@ func (t *task) mount(ctx context.Context, paths map[string]string) error {
 			if t.agent.opts.Volumes == nil {
 				return failed(record.FailedVolume, fmt.Errorf("volume %q: this node has no volume driver", mnt.Volume), true)
 			}
-			spec := volume.Volume{}
-			for _, v := range t.tmpl.Volumes {
-				if v.Name == mnt.Volume {
-					spec = v
-				}
-			}
-			spec.Name = volumeName(t.rec.Namespace, mnt.Volume)
-			if err := t.agent.opts.Volumes.Create(ctx, spec); err != nil {
-				return failed(record.FailedVolume, err, errors.Is(err, volume.ErrExists))
+			spec, err := t.provide(ctx, mnt.Volume)
+			if err != nil {
+				return failed(record.FailedVolume, err, errors.Is(err, volume.ErrExists) || errors.Is(err, volume.ErrFenced))
 			}
 			use := volume.Mount{Volume: spec.Name, Task: t.rec.ID}
 			t.hold(func(h *holdings) {
@@ -423,6 +477,24 @@ func (t *task) mount(ctx context.Context, paths map[string]string) error {
 		}
 	}
 	return nil
+}
+
+// provide makes the volume that a mount refers to.
+func (t *task) provide(ctx context.Context, name string) (volume.Volume, error) {
+	for _, v := range t.tmpl.SlotVolumes {
+		if v.Name == name {
+			spec := slotVolume(&t.rec, v)
+			return spec, t.agent.slots.provide(ctx, t, spec)
+		}
+	}
+	spec := volume.Volume{}
+	for _, v := range t.tmpl.Volumes {
+		if v.Name == name {
+			spec = v
+		}
+	}
+	spec.Name = volumeName(t.rec.Namespace, name)
+	return spec, t.agent.opts.Volumes.Create(ctx, spec)
 }
 
 func (t *task) hold(change func(*holdings)) {

@@ -40,6 +40,7 @@ type localEndpoint struct {
 	task      record.Task
 	addresses map[string][]netip.Addr
 	served    func(error) // told once it has traffic; nil when nobody asks
+	unready   bool        // it has a name, and no traffic
 }
 
 // change waits for the next programming.
@@ -89,19 +90,46 @@ func (t *traffic) kick() {
 // once the node sends connections to it, or with why it cannot.
 func (t *traffic) set(rec record.Task, addresses map[string][]netip.Addr, served func(error)) {
 	t.mu.Lock()
-	t.local[rec.ID] = localEndpoint{rec, maps.Clone(addresses), served}
+	e := localEndpoint{task: rec, addresses: maps.Clone(addresses), served: served}
+	t.local[rec.ID] = e
 	t.mu.Unlock()
-	t.publish(rec, addresses)
+	t.publish(e)
 	t.kick()
 }
 
-// publish tells the other nodes.
-func (t *traffic) publish(rec record.Task, addresses map[string][]netip.Addr) {
-	for n, addrs := range addresses {
-		t.agent.out.put(endpointKey(n, &rec), record.Endpoint{
-			Task: rec.ID, Node: t.agent.id(), Slot: rec.Slot, Revision: rec.Revision, Addresses: addrs,
-		}, true)
+// name has the name of a slot stand for its task, which may not be ready yet.
+func (t *traffic) name(rec record.Task, addresses map[string][]netip.Addr) {
+	t.mu.Lock()
+	_, known := t.local[rec.ID]
+	e := localEndpoint{task: rec, addresses: maps.Clone(addresses), unready: true}
+	if !known {
+		t.local[rec.ID] = e
 	}
+	t.mu.Unlock()
+	if !known {
+		t.publish(e)
+		t.kick()
+	}
+}
+
+// publish tells the other nodes.
+func (t *traffic) publish(e localEndpoint) {
+	for n, addrs := range e.addresses {
+		rec := e.record(addrs)
+		rec.Node = t.agent.id()
+		t.agent.out.put(endpointKey(n, &e.task), rec, true)
+	}
+}
+
+// record is what other nodes learn of e on one network.
+func (e *localEndpoint) record(addresses []netip.Addr) record.Endpoint {
+	rec := record.Endpoint{
+		Task: e.task.ID, Slot: e.task.Slot, Revision: e.task.Revision, Addresses: addresses, NotReady: e.unready,
+	}
+	if e.task.Fenced() {
+		rec.Name = record.SlotName(e.task.Service, e.task.Slot)
+	}
+	return rec
 }
 
 // republish writes all endpoints anew, under a new lease.
@@ -110,17 +138,18 @@ func (t *traffic) republish() {
 	local := maps.Clone(t.local)
 	t.mu.Unlock()
 	for _, e := range local {
-		t.publish(e.task, e.addresses)
+		t.publish(e)
 	}
 }
 
-// withdraw takes a task's traffic away, and does not wait for it.
-func (t *traffic) withdraw(task string) { t.remove(task) }
+// withdraw takes a task's traffic away, and does not wait for it. The name of a
+// slot stays.
+func (t *traffic) withdraw(task string) { t.remove(task, false) }
 
 // withdrawn takes a task's traffic away and returns when no new connection
 // goes to it from this node. The error is that ctx ended.
 func (t *traffic) withdrawn(ctx context.Context, task string) error {
-	done := t.remove(task)
+	done := t.remove(task, true)
 	if done == nil {
 		return nil
 	}
@@ -132,7 +161,7 @@ func (t *traffic) withdrawn(ctx context.Context, task string) error {
 	}
 }
 
-func (t *traffic) remove(task string) <-chan struct{} {
+func (t *traffic) remove(task string, name bool) <-chan struct{} {
 	t.mu.Lock()
 	e, ok := t.local[task]
 	if !ok {
@@ -146,11 +175,20 @@ func (t *traffic) remove(task string) <-chan struct{} {
 		return nil
 	}
 	delete(t.local, task)
+	keep := e.task.Fenced() && !name
+	if keep {
+		e.unready, e.served = true, nil
+		t.local[task] = e
+	}
 	c := change{service: service(e.task), task: task, done: make(chan struct{})}
 	t.waiting = append(t.waiting, c)
 	t.mu.Unlock()
-	for n := range e.addresses {
-		t.agent.out.delete(endpointKey(n, &e.task))
+	if keep {
+		t.publish(e)
+	} else {
+		for n := range e.addresses {
+			t.agent.out.delete(endpointKey(n, &e.task))
+		}
 	}
 	t.kick()
 	return c.done
@@ -319,7 +357,7 @@ func (t *traffic) backends() map[string]map[string][]record.Endpoint {
 	}
 	for _, e := range t.local {
 		for n, addrs := range e.addresses {
-			add(service(e.task), n, record.Endpoint{Task: e.task.ID, Slot: e.task.Slot, Addresses: addrs})
+			add(service(e.task), n, e.record(addrs))
 		}
 	}
 	for _, nets := range all {
@@ -341,6 +379,9 @@ func (t *traffic) rules() []network.Rule {
 		for _, p := range fe.Ports {
 			to := func(net string) (addrs []netip.AddrPort) {
 				for _, e := range all[name][net] {
+					if e.NotReady {
+						continue
+					}
 					for _, a := range e.Addresses {
 						addrs = append(addrs, netip.AddrPortFrom(a, p.Port))
 					}
@@ -396,7 +437,7 @@ func (t *traffic) zones() []Zone {
 			fe := t.frontends.all[s]
 			zs := ZoneService{Namespace: ns, Name: name, Virtual: fe.Addresses[spec.Name]}
 			for _, e := range all[s][spec.Name] {
-				zs.Tasks = append(zs.Tasks, ZoneTask{Slot: e.Slot, Addresses: e.Addresses})
+				zs.Tasks = append(zs.Tasks, ZoneTask{Slot: e.Slot, Addresses: e.Addresses, Name: e.Name, Unready: e.NotReady})
 			}
 			for _, p := range fe.Ports {
 				zs.Ports = append(zs.Ports, ZonePort{Name: p.Name, Protocol: p.Protocol, Port: p.Virtual})

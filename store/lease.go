@@ -18,6 +18,13 @@ func Keep(ctx context.Context, lease Lease) error {
 	return keep(ctx, lease, time.Now(), lease.TTL(), func(time.Time) {})
 }
 
+// KeepTold is Keep with a call of renewed after each success, with the time at
+// which the renewal was sent: the lease lasts for its TTL from later than that.
+// Sent is that of the grant.
+func KeepTold(ctx context.Context, lease Lease, sent time.Time, renewed func(sent time.Time)) error {
+	return keep(ctx, lease, sent, lease.TTL(), renewed)
+}
+
 // keep renews lease, whose last renewal was sent at sent, and gives up once
 // patience has gone by since the last renewal that succeeded was sent. That is
 // on the safe side: the store counts from when it received it, which is later.

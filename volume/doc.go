@@ -7,8 +7,9 @@
 // at a time.
 //
 // What a driver can do beyond that is found by type assertion: a [Snapshotter]
-// copies a volume's content at one moment, an [Expander] raises its limit, and
-// a [Binder] gives tasks folders of the host.
+// copies a volume's content at one moment, an [Expander] raises its limit, a
+// [Binder] gives tasks folders of the host, a [Fencer] holds a volume to the
+// newest of its tasks, and a [Reacher] has volumes that several nodes reach.
 //
 //	err := driver.Create(ctx, volume.Volume{Name: "db", Size: 10 << 30})
 //	use := volume.Mount{Volume: "db", Task: "db.1"}

@@ -117,6 +117,9 @@ func (v *view) count() (hopeless bool) {
 		if !t.over() || t.rec.Stop != nil || v.rollout.Slots[t.rec.Slot].Task == t.rec.ID {
 			continue
 		}
+		if f := t.status.Failure; f != nil && f.Kind == record.FailedNode {
+			continue // its node stopped it, to keep a promise: nobody's fault
+		}
 		s := v.rollout.Slots[t.rec.Slot]
 		counted := record.Slot{Failures: s.Failures + 1, Last: v.now, Node: t.rec.Node, Task: t.rec.ID}
 		for _, o := range v.slot(t.rec.Slot).tasks {

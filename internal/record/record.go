@@ -282,6 +282,10 @@ type Endpoint struct {
 	Slot      int          `json:"slot"`
 	Revision  int64        `json:"revision"`
 	Addresses []netip.Addr `json:"addresses"`
+	// Name is that of a slot, which stands for the addresses as long as the task
+	// has them; else empty. NotReady is an endpoint for the name alone.
+	Name     string `json:"name,omitempty"`
+	NotReady bool   `json:"notReady,omitempty"`
 }
 
 // Frontend is where a service is reached.

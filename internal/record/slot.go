@@ -32,5 +32,8 @@ func (t *Task) Fenced() bool { return t.Epoch > 0 }
 // constraints no longer allow.
 const ReasonIneligible = "ineligible"
 
+// ReasonFenced is why a node's spec changed when someone vouched for its end.
+const ReasonFenced = "fenced"
+
 // ReasonErase is the reason of a task that is there to delete a slot's volumes.
 const ReasonErase = "erase"

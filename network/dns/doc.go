@@ -10,6 +10,7 @@
 //	web.shop.svc.orchestrate.internal        the same, fully qualified
 //	tasks.web (and tasks.web.shop…)          the addresses of all ready tasks
 //	2.web (and 2.web.shop…)                  the address of the task in slot 2
+//	db-0.db (and db-0.db.shop…)              the address of the task named db-0
 //	_http._tcp.web.shop.svc.orchestrate.internal    SRV: the port named http
 //	1.0.72.10.in-addr.arpa                   PTR: back to the full name
 //

@@ -40,6 +40,10 @@ type Service struct {
 type Task struct {
 	Slot      string // a DNS label, such as "2"
 	Addresses []netip.Addr
+	// Name is a further label for the task, such as "db-0". An Unready task is
+	// known by that alone.
+	Name    string
+	Unready bool
 }
 
 // Port is a named port of a service at its virtual address.
@@ -139,15 +143,29 @@ func (t *table) addService(s Service, base string) error {
 		if !isLabel(k.Slot) || strings.EqualFold(k.Slot, "tasks") {
 			return fmt.Errorf("slot %q is no DNS label, or taken", k.Slot)
 		}
-		slot := strings.ToLower(k.Slot) + "."
-		if t.short[slot+base] != nil {
-			return fmt.Errorf("slot %q is there twice", k.Slot)
+		addresses, name := unmapped(k.Addresses), ""
+		if !k.Unready {
+			slot := strings.ToLower(k.Slot) + "."
+			if t.short[slot+base] != nil {
+				return fmt.Errorf("slot %q is there twice", k.Slot)
+			}
+			name = add(slot+base, &records{addresses: addresses})
+			tasks.addresses = append(tasks.addresses, addresses...)
 		}
-		addresses := unmapped(k.Addresses)
-		name := add(slot+base, &records{addresses: addresses})
-		tasks.addresses = append(tasks.addresses, addresses...)
+		if k.Name != "" {
+			if !isLabel(k.Name) || strings.EqualFold(k.Name, "tasks") {
+				return fmt.Errorf("task name %q is no DNS label, or taken", k.Name)
+			}
+			label := strings.ToLower(k.Name) + "."
+			if t.short[label+base] != nil {
+				return fmt.Errorf("task name %q is there twice", k.Name)
+			}
+			name = add(label+base, &records{addresses: addresses})
+		}
 		for _, a := range addresses {
-			t.ptr[a] = name
+			if name != "" {
+				t.ptr[a] = name
+			}
 			t.namespaces[a] = strings.ToLower(s.Namespace)
 		}
 	}

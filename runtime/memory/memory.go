@@ -41,6 +41,7 @@ type Runtime struct {
 	logs       map[string]*logBuffer  // by container ID
 	fault      func(Op) error
 	pids       int
+	hold       hold
 	wg         sync.WaitGroup // processes that run a Go function
 }
 
@@ -55,6 +56,7 @@ var (
 	_ runtime.ImageLister = (*Runtime)(nil)
 	_ runtime.Resolver    = (*Runtime)(nil)
 	_ runtime.Updater     = (*Runtime)(nil)
+	_ runtime.Holder      = (*Runtime)(nil)
 )
 
 // New returns a Runtime without images or containers.
@@ -75,9 +77,9 @@ func New(opts Options) *Runtime {
 // had it.
 type Op struct {
 	// Method is "Pull", "Resolve", "Start", "Update", "Wait", "Kill",
-	// "Remove", "List" or "Exec".
+	// "Remove", "List", "Exec" or "Hold".
 	Method string
-	ID     string // of the container; empty for Pull, Resolve and List
+	ID     string // of the container; empty for Pull, Resolve, List and Hold
 	Ref    string // of the image, for Pull, Resolve and Start
 	// Done is false before the effect. It is true after it, where an error
 	// stands for a caller that died before it learned of the success.
@@ -110,6 +112,9 @@ func (r *Runtime) ask(op Op) error {
 func (r *Runtime) Close() error {
 	r.mu.Lock()
 	r.closed = true
+	if r.hold.timer != nil {
+		r.hold.timer.Stop()
+	}
 	all := slices.Collect(maps.Values(r.containers))
 	r.mu.Unlock()
 	for _, c := range all {
@@ -174,6 +179,10 @@ func (r *Runtime) Start(ctx context.Context, spec runtime.Spec) error {
 	if r.closed {
 		r.mu.Unlock()
 		return fail(runtime.ErrClosed)
+	}
+	if _, held := spec.Labels[runtime.LabelHeld]; held && r.isOver() {
+		r.mu.Unlock()
+		return fail(runtime.ErrNotHeld)
 	}
 	r.pids++
 	log := r.logs[spec.ID]

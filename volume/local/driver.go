@@ -30,6 +30,10 @@ type Options struct {
 	// containers see there, and nothing outside of it.
 	BindRoots []string
 
+	// Reach are the segments by which other nodes reach the same folder, where
+	// it is one that they share; see [volume.Reacher].
+	Reach map[string]string
+
 	// step is called before each change that a crash could separate from
 	// the one before; tests kill themselves in it.
 	step func(what string)
@@ -56,10 +60,11 @@ func (e *CorruptError) Error() string {
 func (e *CorruptError) Unwrap() error { return e.Err }
 
 // Driver keeps volumes below one folder. It is also a [volume.Snapshotter],
-// [volume.Expander] and [volume.Binder].
+// [volume.Expander], [volume.Binder], [volume.Fencer] and [volume.Reacher].
 type Driver struct {
 	dir   string
 	roots []string
+	reach map[string]string
 	step  func(string)
 
 	patience time.Duration
@@ -86,6 +91,8 @@ var (
 	_ volume.Snapshotter = (*Driver)(nil)
 	_ volume.Expander    = (*Driver)(nil)
 	_ volume.Binder      = (*Driver)(nil)
+	_ volume.Fencer      = (*Driver)(nil)
+	_ volume.Reacher     = (*Driver)(nil)
 )
 
 // Open opens the folder, finishes or undoes what a driver before it left half
@@ -110,7 +117,7 @@ func open(opts Options) (*Driver, error) {
 		}
 	}
 	d := &Driver{
-		dir: dir, roots: slices.Clone(opts.BindRoots), step: opts.step, patience: opts.patience,
+		dir: dir, roots: slices.Clone(opts.BindRoots), reach: maps.Clone(opts.Reach), step: opts.step, patience: opts.patience,
 		volumes: map[string]*entry{}, projects: map[uint32]bool{},
 	}
 	if d.step == nil {

@@ -32,6 +32,9 @@ func (d *Driver) Mount(ctx context.Context, m volume.Mount) (string, error) {
 	if e == nil {
 		return "", fmt.Errorf("mount volume %q: %w", m.Volume, volume.ErrNotFound)
 	}
+	if err := e.Claim.Bars(m); err != nil {
+		return "", err
+	}
 	if others := e.tasks(m.Task); e.Volume.Exclusive && len(others) > 0 {
 		return "", &volume.InUseError{Volume: m.Volume, Tasks: others}
 	}

@@ -23,6 +23,7 @@ type record struct {
 	Project  uint32        `json:"project,omitempty"`  // of the quota; 0 without
 	Image    bool          `json:"image,omitempty"`    // size-mode auto chose an image; the choice is made once
 	Snapshot string        `json:"snapshot,omitempty"` // that the volume was restored from
+	Claim    volume.Claim  `json:"claim,omitzero"`     // that holds
 }
 
 func readRecord(dir string) (record, error) {

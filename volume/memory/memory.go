@@ -14,9 +14,12 @@ import (
 )
 
 // Driver keeps volumes in memory. The zero value is ready; it must not be
-// copied. It is also a [volume.Snapshotter], [volume.Expander] and
-// [volume.Binder].
+// copied. It is also a [volume.Snapshotter], [volume.Expander],
+// [volume.Binder], [volume.Fencer] and [volume.Reacher].
 type Driver struct {
+	// Segments are what Reach returns.
+	Segments map[string]string
+
 	// Roots are the paths below which Bind is allowed. Nothing of the host
 	// is looked at.
 	Roots []string
@@ -33,6 +36,7 @@ type entry struct {
 	files    map[string][]byte
 	mounts   map[volume.Mount]bool
 	snapshot string // that it was restored from
+	claim    volume.Claim
 }
 
 var (
@@ -40,6 +44,8 @@ var (
 	_ volume.Snapshotter = (*Driver)(nil)
 	_ volume.Expander    = (*Driver)(nil)
 	_ volume.Binder      = (*Driver)(nil)
+	_ volume.Fencer      = (*Driver)(nil)
+	_ volume.Reacher     = (*Driver)(nil)
 )
 
 // ErrNoSpace is a write beyond a volume's Size.
@@ -119,6 +125,9 @@ func (d *Driver) Mount(ctx context.Context, m volume.Mount) (string, error) {
 	e := d.volumes[m.Volume]
 	if e == nil {
 		return "", fmt.Errorf("mount volume %q: %w", m.Volume, volume.ErrNotFound)
+	}
+	if err := e.claim.Bars(m); err != nil {
+		return "", err
 	}
 	if others := slices.DeleteFunc(e.tasks(), func(t string) bool { return t == m.Task }); e.spec.Exclusive && len(others) > 0 {
 		return "", &volume.InUseError{Volume: m.Volume, Tasks: others}
@@ -227,6 +236,32 @@ func (d *Driver) at(path string) (e *entry, readOnly bool, err error) {
 	}
 	return nil, false, fmt.Errorf("nothing is mounted at %q: %w", path, volume.ErrNotFound)
 }
+
+// Claim implements [volume.Fencer]. Nothing at the paths of mounts that it ends
+// can be read or written any more.
+func (d *Driver) Claim(ctx context.Context, c volume.Claim) error {
+	err := d.begin(ctx, "Claim")
+	defer d.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if errs := c.Validate(); len(errs) > 0 {
+		return errs[0]
+	}
+	e := d.volumes[c.Volume]
+	if e == nil {
+		return fmt.Errorf("claim volume %q: %w", c.Volume, volume.ErrNotFound)
+	}
+	if err := e.claim.Refuses(c); err != nil {
+		return err
+	}
+	e.claim = c
+	maps.DeleteFunc(e.mounts, func(m volume.Mount, _ bool) bool { return m.Task != c.Task })
+	return nil
+}
+
+// Reach implements [volume.Reacher].
+func (d *Driver) Reach() map[string]string { return maps.Clone(d.Segments) }
 
 // Snapshot implements [volume.Snapshotter].
 func (d *Driver) Snapshot(ctx context.Context, name, snapshot string) error {

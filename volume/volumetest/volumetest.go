@@ -78,6 +78,7 @@ func Cases() []Case {
 		{"Snapshot", with(snapshot)},
 		{"Expand", with(expand)},
 		{"Bind", with(bind)},
+		{"Claim", with(claim)},
 	}
 }
 
