@@ -235,7 +235,7 @@ func decodeWorkload(namespace, name string, rec record.Service, at *record.Revis
 		for _, p := range s.Ports {
 			w.Ports = append(w.Ports, record.Port{
 				Name: p.Name, Protocol: string(p.Protocol), Port: p.Port, Virtual: p.Virtual,
-				Published: p.Published, HostIP: p.HostIP,
+				Published: p.Published, HostIP: p.HostIP, Local: p.Ingress == IngressLocal,
 			})
 		}
 	}

@@ -221,9 +221,25 @@ type Port struct {
 	Published uint16 `json:"published,omitempty"`
 	// HostIP narrows Published to one address of the node.
 	HostIP string `json:"hostIP,omitempty"`
+	// Ingress says which nodes serve Published; [IngressAll] when empty.
+	Ingress Ingress `json:"ingress,omitempty"`
 	// Protocol is [TCP] when empty.
 	Protocol Protocol `json:"protocol,omitempty"`
 }
+
+// Ingress says which nodes serve a published port.
+type Ingress string
+
+// The ways in.
+const (
+	// IngressAll, also when empty, serves the port on every node, and leads to
+	// any of the service's tasks. One on another node sees the address of the
+	// node that was asked.
+	IngressAll Ingress = "all"
+	// IngressLocal serves the port where a task runs, and leads to the tasks
+	// there. They see their clients' own addresses; other nodes refuse.
+	IngressLocal Ingress = "local"
+)
 
 // Mount makes storage visible in a container. Exactly one of Volume, Bind and
 // Tmpfs is set.

@@ -79,6 +79,9 @@ func (c *checks) hostPort(path string, p *Port, seen map[string]string) {
 	if p.Published != 0 {
 		c.add(path+".published", p.Published, "has no meaning with hostNetwork, whose ports are the node's own; remove it")
 	}
+	if p.Ingress != "" {
+		c.add(path+".ingress", p.Ingress, "has no meaning with hostNetwork, whose ports are the node's own; remove it")
+	}
 	if p.HostIP != "" {
 		c.add(path+".hostIP", p.HostIP, "has no meaning with hostNetwork; let the task listen on that address alone")
 	}
@@ -110,6 +113,12 @@ func (c *checks) published(path string, p *Port, seen map[string][]publication) 
 			return
 		}
 		host = host.Unmap()
+	}
+	switch {
+	case p.Ingress != "" && p.Ingress != IngressAll && p.Ingress != IngressLocal:
+		c.add(path+".ingress", p.Ingress, "is not known; use %q or %q", IngressAll, IngressLocal)
+	case p.Ingress != "" && p.Published == 0:
+		c.add(path+".ingress", p.Ingress, "is about a published port, but none is; set published or remove it")
 	}
 	if p.Published == 0 {
 		return

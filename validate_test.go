@@ -238,6 +238,10 @@ var malformed = []struct {
 	{"published on one and on 0.0.0.0", "ports[1].published", func(s *Service, c *Container) { s.Ports[1].HostIP = "0.0.0.0" }},
 	{"host IP that is a name", "ports[0].hostIP", func(s *Service, c *Container) { s.Ports[0].HostIP = "localhost" }},
 	{"host IP with a zone", "ports[0].hostIP", func(s *Service, c *Container) { s.Ports[0].HostIP = "fe80::1%eth0" }},
+	{"ingress that is not known", "ports[0].ingress", func(s *Service, c *Container) { s.Ports[0].Ingress = "some" }},
+	{"ingress of what is not published", "ports[0].ingress", func(s *Service, c *Container) {
+		s.Ports[0].Published, s.Ports[0].HostIP, s.Ports[0].Ingress = 0, "", IngressLocal
+	}},
 	{"host IP of what is not published", "ports[0].hostIP", func(s *Service, c *Container) { s.Ports[0].Published = 0 }},
 
 	{"volume not mounted", "volumes[1].name", func(s *Service, c *Container) { s.Volumes = append(s.Volumes, volume.Volume{Name: "x"}) }},

@@ -121,9 +121,9 @@ func (f *Fleet) runNode(a *agent) error {
 	return nil
 }
 
-// Nodes are the IDs of the nodes that this machine stands for, its first one
+// NodeIDs are the IDs of the nodes that this machine stands for, its first one
 // first.
-func (f *Fleet) Nodes() []string {
+func (f *Fleet) NodeIDs() []string {
 	var names []string
 	for _, a := range f.nodes {
 		names = append(names, a.name)
@@ -131,7 +131,7 @@ func (f *Fleet) Nodes() []string {
 	return names
 }
 
-// StopNode ends the agent of one of [Fleet.Nodes], as if the node had lost its
+// StopNode ends the agent of one of [Fleet.NodeIDs], as if the node had lost its
 // connection: its containers run on, and nobody hears of them, restarts them or
 // stops them until [Fleet.StartNode]. It returns when the agent has ended. A
 // node that is stopped already is no error; one that is not of this machine is

@@ -30,7 +30,7 @@ func TestNodes(t *testing.T) {
 	nodes := []Option{WithNode("a", nil), WithNodes("b")}
 	f := openAt(t, dir, nodes...)
 	defer func() { destroy(t, f) }()
-	if got := f.Nodes(); !slices.Equal(got, []string{"a", "b"}) {
+	if got := f.NodeIDs(); !slices.Equal(got, []string{"a", "b"}) {
 		t.Errorf("nodes: got %v, want a and b", got)
 	}
 	s := service("web", 4)

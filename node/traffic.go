@@ -341,7 +341,8 @@ func (t *traffic) install(ctx context.Context, rules []network.Rule) (refused ma
 	}
 }
 
-// backends lists the ready endpoints of every service by network.
+// backends lists the ready endpoints of every service by network. This node's
+// own name no node.
 func (t *traffic) backends() map[string]map[string][]record.Endpoint {
 	all := map[string]map[string][]record.Endpoint{}
 	add := func(service, network string, e record.Endpoint) {
@@ -377,9 +378,9 @@ func (t *traffic) rules() []network.Rule {
 	for _, name := range slices.Sorted(maps.Keys(t.frontends.all)) {
 		fe := t.frontends.all[name]
 		for _, p := range fe.Ports {
-			to := func(net string) (addrs []netip.AddrPort) {
+			to := func(net string, local bool) (addrs []netip.AddrPort) {
 				for _, e := range all[name][net] {
-					if e.NotReady {
+					if e.NotReady || local && e.Node != "" {
 						continue
 					}
 					for _, a := range e.Addresses {
@@ -392,7 +393,7 @@ func (t *traffic) rules() []network.Rule {
 				for _, vip := range fe.Addresses[net] {
 					rules = append(rules, network.Rule{
 						Service: name, Protocol: network.Protocol(p.Protocol),
-						Address: vip, Port: p.Virtual, Endpoints: to(net),
+						Address: vip, Port: p.Virtual, Endpoints: to(net, false),
 					})
 				}
 			}
@@ -402,7 +403,7 @@ func (t *traffic) rules() []network.Rule {
 			host, _ := netip.ParseAddr(p.HostIP)
 			var backends []netip.AddrPort
 			for _, net := range slices.Sorted(maps.Keys(fe.Addresses)) {
-				if backends = to(net); len(backends) > 0 {
+				if backends = to(net, p.Local); len(backends) > 0 {
 					break // a task of several networks is one endpoint
 				}
 			}

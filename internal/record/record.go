@@ -303,6 +303,7 @@ type Port struct {
 	Virtual   uint16 `json:"virtual"`
 	Published uint16 `json:"published,omitempty"`
 	HostIP    string `json:"hostIP,omitempty"`
+	Local     bool   `json:"local,omitempty"` // Published leads to the tasks of the node that is asked alone
 }
 
 // RolloutState is where a rollout is.
