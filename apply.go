@@ -167,6 +167,9 @@ func (s Service) stage(ctx context.Context, f *Fleet, b *batch) error {
 	if err := f.checkStrategy(&s); err != nil {
 		return err
 	}
+	if err := f.checkMetrics(&s); err != nil {
+		return err
+	}
 	key := record.Key(record.Services, s.Namespace, s.Name)
 	item, found, err := store.Get(ctx, f.store, key)
 	if err != nil {
@@ -448,7 +451,7 @@ func (f *Fleet) RemoveNetwork(ctx context.Context, name string) error {
 }
 
 // Scale sets a service's number of replicas; 0 runs none. Tasks that stay are
-// not restarted.
+// not restarted. Of a service with an autoscaler it is an [*AutoscaledError].
 func (f *Fleet) Scale(ctx context.Context, name string, replicas int) error {
 	if replicas == 0 {
 		replicas = None
@@ -462,6 +465,9 @@ func (f *Fleet) Scale(ctx context.Context, name string, replicas int) error {
 		item, s, _, err := f.history(ctx, name)
 		if err != nil {
 			return err
+		}
+		if s.Autoscale != nil {
+			return &AutoscaledError{Service: s.Namespace + "/" + s.Name, Min: max(s.Autoscale.Min, 0), Max: s.Autoscale.Max}
 		}
 		b.guard(item, item.Key) // what was read here, not what stage will read
 		b.reason = reasonScaled

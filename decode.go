@@ -257,6 +257,13 @@ func (d *decoder) scalar(t json.Token, v reflect.Value, path string) {
 				return
 			}
 			v.SetInt(n)
+		case v.CanFloat():
+			x, err := t.Float64()
+			if err != nil {
+				wrong()
+				return
+			}
+			v.SetFloat(x)
 		case v.CanUint():
 			n, err := strconv.ParseUint(t.String(), 10, v.Type().Bits())
 			if err != nil {
@@ -305,6 +312,8 @@ func wanted(v reflect.Value) string {
 		return fmt.Sprintf("a whole number from %d to %d", int64(-1)<<(bits-1), int64(uint64(1)<<(bits-1)-1))
 	case v.CanUint():
 		return fmt.Sprintf("a whole number from 0 to %d", ^uint64(0)>>(64-v.Type().Bits()))
+	case v.CanFloat():
+		return "a number"
 	case v.Kind() == reflect.Bool:
 		return "true or false"
 	case v.Kind() == reflect.Slice:

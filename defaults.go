@@ -51,6 +51,9 @@ func (s Service) WithDefaults() Service {
 	setDefault(&s.Update.Monitor, DefaultMonitor)
 	setDefault(&s.Update.ProgressDeadline, DefaultProgressDeadline)
 	setDefault(&s.Update.OnFailure, RollBack)
+	if s.Autoscale != nil {
+		*s.Autoscale = s.Autoscale.WithDefaults()
+	}
 	return s
 }
 

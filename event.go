@@ -41,6 +41,7 @@ const (
 	NodeLost          EventKind = "node-lost"          // it was silent for so long that its tasks are replaced
 	NodeReturned      EventKind = "node-returned"      // a lost node is alive again
 	NodeChanged       EventKind = "node-changed"       // it was cordoned, drained or given back: see Reason
+	ServiceScaled     EventKind = "service-scaled"     // its autoscaler changed the number of tasks: see Scale and Message
 )
 
 // The kinds of event that only [Fleet.Watch] tells: what is, which the store
@@ -76,6 +77,7 @@ type Event struct {
 	Message string   `json:"message,omitempty"`
 	Failure *Failure `json:"failure,omitempty"`
 	Rollout *Rollout `json:"rollout,omitempty"`
+	Scale   *Scaling `json:"scale,omitempty"`
 	Cause   Cause    `json:"cause,omitzero"`
 	// Decision is the scheduler's about the replicas that a task was placed
 	// together with, or that it found no place for. Its lists of Tasks and Nodes
@@ -254,7 +256,7 @@ func readEvents(item store.Item) ([]Event, error) {
 		events[i] = Event{
 			Kind: EventKind(r.Kind), At: r.At, Namespace: r.Namespace, Service: r.Service, Task: r.Task, Node: r.Node,
 			Network: r.Network, Slot: r.Slot, Revision: r.Revision, State: State(r.State), Reason: r.Reason, Message: r.Message,
-			Failure: readFailure(r.Failure), Cause: Cause(r.Cause), Decision: r.Decision,
+			Failure: readFailure(r.Failure), Cause: Cause(r.Cause), Decision: r.Decision, Scale: (*Scaling)(r.Scale),
 			Token: Token(token{item.Revision, item.Key, i}.String()),
 		}
 	}

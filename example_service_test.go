@@ -1,12 +1,15 @@
 package orchestrate_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
 
 	"github.com/orchestrate-go/orchestrate"
+	"github.com/orchestrate-go/orchestrate/autoscale"
 	"github.com/orchestrate-go/orchestrate/health"
+	"github.com/orchestrate-go/orchestrate/store/memory"
 )
 
 // A service is a Go value. What is left away has a default.
@@ -102,4 +105,36 @@ func ExampleDiff() {
 	// containers["main"].image: "web:1" → "web:2"
 	// containers["main"].env["MODE"]: added "live"
 	// tasks are replaced: true
+}
+
+// A queue's workers: none while it is empty, then one for every 10 jobs, up to
+// 20. The fleet that leads is given the metric with [orchestrate.WithMetric].
+func ExampleWithMetric() {
+	queue := orchestrate.WithMetric("queue", func(ctx context.Context, service string) (float64, error) {
+		return 35, nil // such as what a broker says
+	})
+	workers := orchestrate.Service{
+		Name: "worker", Replicas: orchestrate.None,
+		Template: orchestrate.Template{Containers: []orchestrate.Container{{Image: "worker:1"}}},
+		Autoscale: &autoscale.Policy{
+			Min: orchestrate.None, Max: 20,
+			Metrics: []autoscale.Metric{{Name: "queue", Average: 10}},
+			Down:    autoscale.Rules{Window: time.Minute, Limits: []autoscale.Limit{{Percent: 50, Period: time.Minute}}},
+			Idle:    10 * time.Minute,
+		},
+	}
+	fleet, err := orchestrate.New(memory.New(memory.Options{}), queue)
+	if err != nil {
+		panic(err)
+	}
+	if err := fleet.Apply(context.Background(), workers); err != nil {
+		panic(err)
+	}
+	workers.Autoscale.Metrics[0].Name = "cue"
+	fmt.Println(fleet.Apply(context.Background(), workers))
+	fmt.Println(fleet.Scale(context.Background(), "worker", 3))
+
+	// Output:
+	// service "default/worker": autoscale.metrics[0].name: "cue" is no metric: no function is registered under that name; see WithMetric
+	// service default/worker is scaled by its policy, from 0 to 20 tasks; apply it with other bounds, or without Autoscale
 }

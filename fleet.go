@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/orchestrate-go/orchestrate/autoscale"
 	"github.com/orchestrate-go/orchestrate/internal/control"
 	"github.com/orchestrate-go/orchestrate/internal/record"
 	"github.com/orchestrate-go/orchestrate/runtime"
@@ -47,6 +48,8 @@ type options struct {
 	access    func(node string) (Access, error)
 
 	keepEach, keepAll int // events
+
+	metrics map[string]metricFunc // by name
 }
 
 // Option changes a Fleet at its making.
@@ -101,6 +104,11 @@ func New(s store.Store, opts ...Option) (*Fleet, error) {
 		o(&f.opts)
 	}
 	f.opts.id = cmp.Or(f.opts.id, "fleet-"+rand.Text()[:10])
+	for _, name := range []string{autoscale.CPU, autoscale.Memory} {
+		if f.opts.metrics[name] != nil {
+			return nil, fmt.Errorf("orchestrate: the metric %q is what nodes measure; register the function under another name", name)
+		}
+	}
 	if f.opts.logger == nil {
 		f.opts.logger = slog.New(slog.DiscardHandler)
 	}
@@ -127,6 +135,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 		Store: f.store, ID: f.opts.id, Scheduler: f.opts.scheduler, Decode: decodeWorkload,
 		Logger: f.opts.logger, LeaseTTL: f.opts.leaseTTL, LostAfter: f.opts.lostAfter,
 		KeepEventsEach: f.opts.keepEach, KeepEvents: f.opts.keepAll,
+		Beside: f.autoscale,
 	})
 	if err != nil {
 		return err
@@ -215,6 +224,7 @@ func decodeWorkload(namespace, name string, rec record.Service, at *record.Revis
 			MaxFailures:      s.Update.MaxFailures,
 		},
 	}
+	s.scaled(&w)
 	w.Global = s.Mode == Global
 	if st := s.Stateful; st != nil {
 		w.Stateful = &control.Stateful{

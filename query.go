@@ -26,6 +26,9 @@ type ServiceStatus struct {
 	// Rollout is how far the last Apply has come; nil before the leader has
 	// seen it.
 	Rollout *Rollout
+	// Scale is what the autoscaler has decided; nil without one, and before it
+	// has. Replicas are what the spec says nevertheless.
+	Scale *Scale
 }
 
 // Rollout is the way of a service to its newest revision.
@@ -231,6 +234,9 @@ func (f *Fleet) complete(ctx context.Context, st *ServiceStatus) error {
 			return fmt.Errorf("read %s: %w", item.Key, err)
 		}
 		st.Rollout = readRollout(rec)
+	}
+	if err := f.readScale(ctx, st); err != nil {
+		return err
 	}
 	item, found, err = store.Get(ctx, f.store, record.Key(record.Frontends, st.Namespace, st.Name))
 	if err != nil || !found {

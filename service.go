@@ -3,6 +3,7 @@ package orchestrate
 import (
 	"time"
 
+	"github.com/orchestrate-go/orchestrate/autoscale"
 	"github.com/orchestrate-go/orchestrate/health"
 	"github.com/orchestrate-go/orchestrate/runtime"
 	"github.com/orchestrate-go/orchestrate/volume"
@@ -42,6 +43,11 @@ type Service struct {
 	Template
 
 	Update UpdatePolicy `json:"update,omitzero"`
+
+	// Autoscale, when set, has the number of tasks follow their load. Replicas
+	// is then the number to begin with, kept within Min and Max. See [WithMetric]
+	// for metrics of the application's own. Not for [Global].
+	Autoscale *autoscale.Policy `json:"autoscale,omitempty"`
 }
 
 // None is a number of Replicas that asks for no task at all.

@@ -129,6 +129,7 @@ func (s Service) problems() []Problem {
 	c.update(&s)
 	c.exclusive(&s)
 	c.modes(&s)
+	c.autoscale(&s)
 	if data, err := json.Marshal(s); err != nil {
 		c.add("", nil, "cannot be written as JSON: %v", err)
 	} else if len(data) > MaxSpecBytes {

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/orchestrate-go/orchestrate/autoscale"
 	"github.com/orchestrate-go/orchestrate/health"
 	"github.com/orchestrate-go/orchestrate/runtime"
 	"github.com/orchestrate-go/orchestrate/volume"
@@ -54,6 +55,11 @@ func valid() Service {
 	}
 }
 
+// scaledBy is a policy without a mistake.
+func scaledBy(metric string) *autoscale.Policy {
+	return &autoscale.Policy{Max: 3, Metrics: []autoscale.Metric{{Name: metric, Utilization: 50}}}
+}
+
 // malformed are specs with the paths of their mistakes.
 var malformed = []struct {
 	name  string
@@ -73,6 +79,29 @@ var malformed = []struct {
 	{"label value too long", `labels["team"]`, func(s *Service, c *Container) { s.Labels["team"] = strings.Repeat("x", 4097) }},
 	{"label value not UTF-8", `labels["team"]`, func(s *Service, c *Container) { s.Labels["team"] = "\xff" }},
 	{"replicas below none", "replicas", func(s *Service, c *Container) { s.Replicas = -2 }},
+	{"autoscaler without a metric", "autoscale.metrics", func(s *Service, c *Container) { s.Autoscale = &autoscale.Policy{Max: 3} }},
+	{"autoscaler with bounds the wrong way round", "autoscale.max", func(s *Service, c *Container) { s.Autoscale = scaledBy("cpu"); s.Autoscale.Min = 4 }},
+	{"autoscaler that nothing wakes", "autoscale.min", func(s *Service, c *Container) { s.Autoscale = scaledBy("cpu"); s.Autoscale.Min = None }},
+	{"autoscaler by a share of nothing", "autoscale.metrics[0].utilization", func(s *Service, c *Container) {
+		s.Autoscale = scaledBy("cpu")
+		c.Resources = Resources{}
+	}},
+	{"autoscaler by no container", "autoscale.metrics[0].container", func(s *Service, c *Container) {
+		s.Autoscale = scaledBy("cpu")
+		s.Autoscale.Metrics[0].Container = "nobody"
+	}},
+	{"autoscaler by requests without ports", "autoscale.metrics[0].name", func(s *Service, c *Container) {
+		s.Autoscale = &autoscale.Policy{Max: 3, Metrics: []autoscale.Metric{{Name: autoscale.Requests, Average: 100}}}
+		s.Ports = nil
+	}},
+	{"autoscaler of an exclusive volume", "autoscale.max", func(s *Service, c *Container) {
+		s.Autoscale = scaledBy("cpu")
+		s.Replicas, s.Volumes[0].Exclusive, s.Update.Order = 1, true, StopFirst
+	}},
+	{"autoscaler of a global service", "autoscale", func(s *Service, c *Container) {
+		s.Autoscale = scaledBy("cpu")
+		s.Mode, s.Replicas, s.Placement.MaxPerNode = Global, 0, 0
+	}},
 	{"replicas absurd", "replicas", func(s *Service, c *Container) { s.Replicas = MaxReplicas + 1 }},
 	{"no containers", "containers volumes[0].name", func(s *Service, c *Container) { s.Containers = nil }},
 	{"too many containers", "containers", func(s *Service, c *Container) {

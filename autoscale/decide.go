@@ -163,6 +163,7 @@ func (p *Policy) settle(in *Input, d *Decision, best int, missing string, active
 		return
 	}
 	if best < 0 {
+		d.History.recommend(p, in.Now, in.Current) // once they can be read again, it is not shrunk at once
 		say(in.Current, ByMissing, "%s", missing)
 		return
 	}
@@ -171,6 +172,7 @@ func (p *Policy) settle(in *Input, d *Decision, best int, missing string, active
 	if d.Wanted < in.Current && missing != "" {
 		say(in.Current, ByMissing, "%s; so it does not fall to %d", missing, d.Wanted)
 		d.Wanted = in.Current
+		d.History.recommend(p, in.Now, d.Wanted)
 		return
 	}
 	if in.Current == 0 { // the first task is waited for by somebody

@@ -14,7 +14,8 @@
 //     be fewer tasks and as idle when there are to be more; tasks that have not
 //     been ready yet are left out, and count as idle when there are to be more.
 //     If the ratio then points the other way, nothing is changed.
-//   - A metric that cannot be read keeps the number from falling.
+//   - A metric that cannot be read keeps the number from falling, and for one
+//     window longer.
 //   - A window of stabilization takes the highest of its recommendations before
 //     it lets the number fall, the lowest before it lets it grow.
 //   - Limits bound the change in a period of time, in tasks or in percent.

@@ -129,6 +129,7 @@ type Agent struct {
 	nets    *networks
 	tenure  *tenure
 	slots   *slots
+	meter   *meter
 
 	mu       sync.Mutex // guards what follows
 	tasks    map[string]*task
@@ -183,6 +184,7 @@ func New(s store.Store, opts Options) (*Agent, error) {
 	a.slots = newSlots(a)
 	a.opts.Node.Topology = a.slots.topology(opts.Node.Topology)
 	a.tenure = newTenure(a)
+	a.meter = newMeter(a)
 	return a, nil
 }
 
@@ -217,6 +219,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		"outbox":   a.out.run,
 		"networks": a.nets.run,
 		"traffic":  a.traffic.run,
+		"meter":    a.meter.run,
 		"tasks": func(ctx context.Context) error {
 			return a.follow(ctx, record.Key(record.Tasks, a.id(), ""), assignments{a, ctx})
 		},
@@ -312,6 +315,7 @@ func (a *Agent) registerOnce(ctx context.Context, started time.Time) error {
 		return err
 	}
 	a.traffic.republish()
+	a.meter.renew()
 	renewed := func(sent time.Time) { a.tenure.renew(ctx, rec.Registration, sent, lease.TTL()) }
 	renewed(sent)
 	defer a.tenure.lapse()

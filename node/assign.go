@@ -233,6 +233,7 @@ func (a *Agent) assign(ctx context.Context, rec record.Task, found *prior) {
 		}
 	}
 	a.mu.Unlock()
+	a.meter.set(rec.ID, rec.Measure)
 	if rec.Stop != nil {
 		t.stop()
 	}
@@ -244,6 +245,7 @@ func (a *Agent) unassign(ctx context.Context, id string) {
 	a.mu.Lock()
 	t := a.tasks[id]
 	a.mu.Unlock()
+	a.meter.set(id, 0)
 	if t == nil {
 		return
 	}

@@ -461,6 +461,7 @@ func (f *frontends) Reset(s store.Snapshot) error {
 	f.seen = true
 	f.mu.Unlock()
 	f.kick()
+	f.agent.meter.kick()
 	return nil
 }
 
@@ -476,6 +477,7 @@ func (f *frontends) Apply(b store.Batch) error {
 	}
 	f.mu.Unlock()
 	f.kick()
+	f.agent.meter.kick()
 	return nil
 }
 

@@ -35,6 +35,10 @@ func (w *writer) whyStop(t *task, reason string) record.Cause {
 		c.Actor, c.Trigger = record.ActorPlanner, "node/"+t.node.id
 	case record.ReasonRolled, record.ReasonFailed, record.ReasonUnhealthy:
 		c.Actor = record.ActorPlanner
+	case record.ReasonScaled:
+		if w.service.scaling() {
+			c.Actor = record.ActorAutoscaler
+		}
 	}
 	return c
 }
@@ -55,6 +59,8 @@ func (w *writer) whyStart(v *view, t *record.Task) record.Cause {
 	switch {
 	case failed.Failures > 0:
 		c.Actor, c.Reason, c.Trigger = record.ActorPlanner, record.ReasonFailed, "task/"+failed.Task
+	case before == nil && w.service.scaling():
+		c.Actor = record.ActorAutoscaler
 	case before == nil:
 	case before.over() && before.rec.Stop == nil:
 		c.Actor, c.Reason, c.Trigger = record.ActorPlanner, record.ReasonFailed, "task/"+before.rec.ID

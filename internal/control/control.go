@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/orchestrate-go/orchestrate/internal/record"
@@ -31,6 +32,9 @@ type Options struct {
 	// KeepEventsEach and KeepEvents bound the history of events, of one service
 	// or node and of the fleet; 0 is the constant of that name.
 	KeepEventsEach, KeepEvents int
+	// Beside, when not nil, runs while the loop leads, with the condition under
+	// which a leader may write. It returns when ctx ends.
+	Beside func(ctx context.Context, fence store.Condition)
 	// Observe, when not nil, is called with each Event once it is committed,
 	// in order, from the goroutine of Run: it must not block.
 	Observe func(Event)
@@ -131,6 +135,12 @@ func (l *Loop) term(ctx context.Context, election store.Election) (led bool, err
 	}()
 	ctx, cancel := leadership.Context(ctx)
 	defer cancel()
+	if l.opts.Beside != nil {
+		var beside sync.WaitGroup
+		defer beside.Wait()
+		defer cancel()
+		beside.Go(func() { l.opts.Beside(ctx, leadership.Fence()) })
+	}
 	led, err = l.lead(ctx, leadership.Fence())
 	if ended := leadership.Err(); ended != nil {
 		err = ended

@@ -132,7 +132,7 @@ func (s *State) front(svc *service, work *Workload, invalid error) (*record.Fron
 			return svc.frontend, &blocked{why: a.Reason, message: a.Message, final: true}
 		}
 	}
-	f := &record.Frontend{Addresses: map[string][]netip.Addr{}, Ports: work.Ports}
+	f := &record.Frontend{Addresses: map[string][]netip.Addr{}, Ports: work.Ports, Measure: work.MeasureFrontend}
 	for _, name := range work.Networks {
 		n := s.network(name)
 		for _, prefix := range n.rec.Virtual {

@@ -162,6 +162,7 @@ func (v *view) task(st start, id, node string) record.Task {
 	t.Namespace, t.Service = v.work.Namespace, v.work.Name
 	t.Created, t.Stop, t.Frontend = v.now, nil, v.work.fronted()
 	t.Epoch = v.epoch
+	t.Measure = v.work.Measure
 	if st.from != nil && !t.Created.After(st.from.rec.Created) {
 		t.Created = st.from.rec.Created.Add(1) // a copy is known by being later
 	}

@@ -96,6 +96,9 @@ func (s *State) plan(svc *service, p *Plan) {
 	s.timers.set(&svc.timer, v.wake)
 
 	w := &writer{plan: p, service: svc, now: s.now, cause: s.cause(svc, v), unplaced: placed.decision}
+	if svc.unscaled() {
+		w.delete(record.Scales + svc.key)
+	}
 	w.frontend(frontend)
 	w.rollout(&v.rollout, svc.rollout)
 	for i := range v.failed {
@@ -104,6 +107,7 @@ func (s *State) plan(svc *service, p *Plan) {
 	for i := range placed.tasks {
 		w.place(&placed.tasks[i], w.whyStart(v, &placed.tasks[i]), placed.decisions[placed.tasks[i].ID])
 	}
+	w.measure(v, v.work.Measure)
 	for _, st := range v.stops {
 		w.stop(st)
 	}
@@ -151,6 +155,9 @@ func (s *State) remove(svc *service, p *Plan) {
 		return
 	}
 	if len(svc.tasks) == 0 {
+		if svc.scale != nil {
+			w.delete(record.Scales + svc.key)
+		}
 		if svc.frontend == nil && svc.frontendRaw == nil && svc.rollout == nil {
 			return // volumes are kept
 		}

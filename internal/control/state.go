@@ -79,6 +79,7 @@ type service struct {
 
 	tasks    []*task // by slot, then ID
 	volumes  []*slotVolume
+	scale    *record.Scale
 	rollout  *record.Rollout
 	frontend *record.Frontend
 	// As they are in the store, to see whether they change.
@@ -147,7 +148,7 @@ func (s *State) Revision() int64 { return s.revision }
 // loadOrder is the order in which the records of a snapshot are taken in: what
 // refers to something comes after it.
 var loadOrder = [...]string{
-	record.Nodes, record.NodeSpecs, record.Alive, record.Networks,
+	record.Nodes, record.NodeSpecs, record.Alive, record.Networks, record.Scales,
 	record.Services, record.Rollouts, record.Frontends, record.Volumes, record.Tasks, record.Statuses, record.Oblivion,
 }
 
@@ -237,6 +238,8 @@ func (s *State) change(c store.Change) {
 		err = s.kept.changeForgotten(c)
 	case record.Volumes:
 		err = s.changeVolume(rest, c)
+	case record.Scales:
+		err = s.changeScale(rest, c)
 	}
 	if err != nil {
 		s.ignore(c.Item.Key, err)
@@ -308,7 +311,7 @@ func (s *State) service(key string) (*service, error) {
 
 // forget drops the entry of a name of which nothing is left.
 func (s *State) forget(svc *service) {
-	if svc.spec != 0 || len(svc.tasks)+len(svc.volumes) > 0 || svc.rollout != nil || svc.frontend != nil {
+	if svc.spec != 0 || len(svc.tasks)+len(svc.volumes) > 0 || svc.rollout != nil || svc.frontend != nil || svc.scale != nil {
 		return
 	}
 	delete(s.services, svc.key)
@@ -371,9 +374,8 @@ func (s *State) decode(svc *service, rec record.Service, at *record.Revision) (W
 			w.Hash, w.Revision = at.Hash, at.Revision
 		}
 	}
-	w.Replicas = max(0, w.Replicas)
-	w.given = w.Update
-	w.Update = w.Update.withDefaults(w.Replicas)
+	w.fixed, w.given = w.Replicas, w.Update
+	svc.rescale(&w)
 	w.Namespace, w.Name = svc.namespace, svc.name
 	return w, err
 }

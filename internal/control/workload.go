@@ -36,6 +36,14 @@ type Workload struct {
 	// StopFirst must be set. See stateful.go.
 	Stateful *Stateful
 
+	// Scaled, when not nil, has an autoscaler decide about Replicas, within these
+	// bounds; see scale.go. Until it has, Replicas is as given.
+	Scaled *Bounds
+	// Measure is how often agents report what the tasks use, and MeasureFrontend
+	// how many connections there are to the service; 0 is never.
+	Measure, MeasureFrontend time.Duration
+
+	fixed int    // Replicas as it was decoded
 	given Update // as it was decoded, for as many replicas as there turn out to be
 }
 

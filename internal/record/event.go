@@ -35,6 +35,7 @@ type Event struct {
 	Message string   `json:"message,omitempty"` // for people; may be empty
 	Failure *Failure `json:"failure,omitempty"` // of the task that failed; without its log when kept
 	Cause   Cause    `json:"cause,omitzero"`
+	Scale   *Scaling `json:"scale,omitempty"` // of a ServiceScaled
 	// Decision is the scheduler's about the group of replicas that a task was
 	// placed with, or for which there was no place. Its Tasks and Nodes are left
 	// out. Events of one group share it.

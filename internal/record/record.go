@@ -167,6 +167,10 @@ type Task struct {
 	// to stop from its first day.
 	Erase bool `json:"erase,omitempty"`
 
+	// Measure is how often the agent reports what the task uses; 0 is never.
+	// It may change.
+	Measure time.Duration `json:"measure,omitempty"`
+
 	// Stop, when set, tells the agent to stop the task. It is never unset.
 	Stop *Stop `json:"stop,omitempty"`
 }
@@ -293,6 +297,9 @@ type Frontend struct {
 	// Addresses are its virtual addresses by network.
 	Addresses map[string][]netip.Addr `json:"addresses"`
 	Ports     []Port                  `json:"ports,omitempty"`
+	// Measure is how often agents report how many connections there are; 0 is
+	// never.
+	Measure time.Duration `json:"measure,omitempty"`
 }
 
 // Port maps a frontend's port to the tasks'.

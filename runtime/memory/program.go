@@ -50,6 +50,9 @@ type Program struct {
 	Exec func(ctx context.Context, exec runtime.Exec) (exitCode int, err error)
 	// Stats answers Stats.
 	Stats runtime.Stats
+	// Load, when not nil, is how many thousandths of a core the process uses at
+	// the moment. Stats adds them up from call to call, from the start on.
+	Load func() float64
 
 	// Run, when not nil, is the process itself and replaces Life, Code, OOM,
 	// StopTime, StopCode and Output. It returns the exit code. It must end
@@ -113,6 +116,8 @@ type container struct {
 	stopping bool
 	result   runtime.Exit
 	timers   []*time.Timer
+	cpu      time.Duration // of Program.Load, until measured
+	measured time.Time
 }
 
 func newContainer(spec runtime.Spec, p Program, log *logBuffer, pid int, config runtime.Image) *container {
@@ -354,10 +359,26 @@ func (r *Runtime) Stats(_ context.Context, id string) (runtime.Stats, error) {
 	}
 	s := c.program.Stats
 	s.At = time.Now()
+	if c.program.Load != nil {
+		s.CPU += c.burnt(s.At, c.program.Load())
+	}
 	if s.MemoryLimit == 0 {
 		s.MemoryLimit = c.resources().Memory
 	}
 	return s, nil
+}
+
+// burnt is the CPU time used until now, of which the last part was used at a
+// rate in thousandths of a core.
+func (c *container) burnt(now time.Time, load float64) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.measured.IsZero() {
+		c.measured = c.started
+	}
+	c.cpu += time.Duration(float64(now.Sub(c.measured)) * load / 1000)
+	c.measured = now
+	return c.cpu
 }
 
 // ErrCommandNotFound is a ready StartErr: the image has no such program.
