@@ -40,10 +40,12 @@ import (
 	_ "github.com/containerd/containerd/v2/plugins/services/leases"
 	_ "github.com/containerd/containerd/v2/plugins/services/mounts"
 	_ "github.com/containerd/containerd/v2/plugins/services/namespaces"
+	_ "github.com/containerd/containerd/v2/plugins/services/sandbox"
 	_ "github.com/containerd/containerd/v2/plugins/services/snapshots"
 	_ "github.com/containerd/containerd/v2/plugins/services/tasks"
 	_ "github.com/containerd/containerd/v2/plugins/services/version"
 	_ "github.com/containerd/containerd/v2/plugins/services/warning"
+	_ "github.com/containerd/containerd/v2/plugins/snapshots/native/plugin"
 	_ "github.com/containerd/containerd/v2/plugins/snapshots/overlay/plugin"
 	"github.com/containerd/log"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -62,7 +64,7 @@ type Server struct {
 // namespace is containerd's, of all containers here.
 const namespace = "bare"
 
-// Start starts the server with the one image of archive. The shim and runc are
+// Start serves one image, that of archive. The shim and runc are
 // found in the folder that ORCHESTRATE_BIN names, or on PATH.
 func Start(archive io.Reader) (_ *Server, err error) {
 	log.SetLevel("fatal")
@@ -85,26 +87,11 @@ func Start(archive io.Reader) (_ *Server, err error) {
 	if s.root, err = os.MkdirTemp("", "bare-"); err != nil {
 		return nil, err
 	}
-	socket := filepath.Join(s.dir, "c.sock")
-	cfg := &config.Config{
-		Version: 3, Root: s.root, State: filepath.Join(s.dir, "state"),
-		Plugins: map[string]any{
-			"io.containerd.server.v1.grpc":  map[string]any{"address": socket},
-			"io.containerd.server.v1.ttrpc": map[string]any{"address": socket + ".ttrpc"},
-			"io.containerd.shim.v1.manager": map[string]any{"socket_dir": filepath.Join(s.dir, "s")},
-		},
-	}
-	if err := server.CreateTopLevelDirectories(cfg); err != nil {
-		return nil, err
-	}
-	ctx := s.Context(context.Background())
-	containerd, err := server.New(ctx, cfg)
+	socket, err := Serve(s.root, s.dir)
 	if err != nil {
 		return nil, err
 	}
-	if err := containerd.Start(ctx); err != nil {
-		return nil, err
-	}
+	ctx := s.Context(context.Background())
 	if s.client, err = client.New(socket, client.WithDefaultNamespace(namespace)); err != nil {
 		return nil, err
 	}
@@ -114,6 +101,28 @@ func Start(archive io.Reader) (_ *Server, err error) {
 	}
 	s.image = client.NewImage(s.client, list[0])
 	return s, s.image.Unpack(ctx, "overlayfs")
+}
+
+// Serve starts the server alone, with its data in root and its sockets and what
+// a reboot ends in state, a short path. It returns where it listens.
+func Serve(root, state string) (socket string, err error) {
+	socket = filepath.Join(state, "c.sock")
+	cfg := &config.Config{
+		Version: 3, Root: root, State: filepath.Join(state, "state"),
+		Plugins: map[string]any{
+			"io.containerd.server.v1.grpc":  map[string]any{"address": socket},
+			"io.containerd.server.v1.ttrpc": map[string]any{"address": socket + ".ttrpc"},
+			"io.containerd.shim.v1.manager": map[string]any{"socket_dir": filepath.Join(state, "s")},
+		},
+	}
+	if err := server.CreateTopLevelDirectories(cfg); err != nil {
+		return "", err
+	}
+	s, err := server.New(context.Background(), cfg)
+	if err != nil {
+		return "", err
+	}
+	return socket, s.Start(context.Background())
 }
 
 // Context is ctx for calls of the containers' own methods.

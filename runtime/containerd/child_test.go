@@ -7,7 +7,6 @@ import (
 	stdcontext "context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -28,7 +27,7 @@ import (
 // in the environment and a folder as the first argument.
 const childEnv = "ORCHESTRATE_TEST_CHILD"
 
-var children = map[string]func() error{"serve": serve, "churn": churn, "shared": shared, "daemon": daemonChild, "client-churn": clientChurn}
+var children = map[string]func() error{"serve": serve, "churn": churn, "daemon": daemonChild, "client-churn": clientChurn}
 
 func child(t *testing.T, name, root string) *exec.Cmd {
 	t.Helper()
@@ -131,7 +130,7 @@ func churn() error {
 	}
 	fmt.Println("ready")
 	ctx := stdcontext.Background()
-	return each(3, 3, func(i int) error {
+	return several(3, func(i int) error {
 		for n := 0; ; n++ {
 			id := fmt.Sprintf("c%d.%d", i, n%2)
 			err := rt.Start(ctx, runtime.Spec{ID: id, Image: testImage, Args: []string{"ignore"}})
@@ -143,6 +142,21 @@ func churn() error {
 			}
 		}
 	})
+}
+
+// several calls f for 0 to n-1 side by side and returns the first error: it
+// does not wait for the others.
+func several(n int, f func(i int) error) error {
+	errs := make(chan error, n)
+	for i := range n {
+		go func() { errs <- f(i) }()
+	}
+	for range n {
+		if err := <-errs; err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Killed at any moment of its starts and removes, a program leaves nothing
@@ -234,50 +248,4 @@ func shims(t *testing.T, root string) (pids []int) {
 		t.Fatal("no shim runs")
 	}
 	return pids
-}
-
-// shared uses the images of a containerd that runs beside.
-func shared() error {
-	defer func() {
-		os.RemoveAll(bareDir)
-		os.RemoveAll(filepath.Join(os.TempDir(), filepath.Base(bareDir)))
-	}()
-	server, err := startBare()
-	if err != nil {
-		return err
-	}
-	ctx := stdcontext.Background()
-	rt, err := containerd.Open(containerd.Options{Root: os.Args[1], Address: filepath.Join(bareDir, "c.sock"), Namespace: "bare"})
-	if err != nil {
-		return err
-	}
-	// The image is there: it was the server's.
-	if _, err := rt.Pull(ctx, testImage, runtime.PullOptions{Policy: runtime.PullNever}); err != nil {
-		return err
-	}
-	if err := rt.Start(ctx, runtime.Spec{ID: "a", Image: testImage, Args: []string{"exit=6"}}); err != nil {
-		return err
-	}
-	exit, err := rt.Wait(ctx, "a")
-	if err != nil || exit.Code != 6 {
-		return fmt.Errorf("got %v, %w; want exit code 6", exit, err)
-	}
-	if err := errors.Join(rt.Remove(ctx, "a"), rt.RemoveImage(ctx, testImage)); err != nil {
-		return err
-	}
-	if list, err := server.client.ListImages(ctx); err != nil || len(list) > 0 {
-		return fmt.Errorf("after RemoveImage the server has %v, %w", list, err)
-	}
-	if err := errors.Join(rt.Close(), leftovers(os.Args[1])); err != nil {
-		return err
-	}
-	_, err = io.WriteString(os.Stdout, "ready\n")
-	return err
-}
-
-func TestSharedContainerd(t *testing.T) {
-	cmd := child(t, "shared", t.TempDir())
-	if out, err := cmd.Output(); err != nil || string(out) != "ready\n" {
-		t.Errorf("the child said %q, %v", out, err)
-	}
 }

@@ -106,9 +106,7 @@ func Connect(opts ConnectOptions) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to containerd: %w", err)
 	}
-	r := newRuntime(root, Options{
-		State: opts.State, Address: opts.Address, Namespace: opts.Namespace, Logger: opts.Logger,
-	})
+	r := newRuntime(root, Options{State: opts.State, Logger: opts.Logger})
 	cl := &Client{r: r, opts: opts, runtime: firstOf(opts.Runtime, runcRuntime), undone: map[string]*container{}}
 	r.engine = cl
 	if err := cl.connect(); err != nil {
@@ -148,7 +146,7 @@ func (cl *Client) connect() (err error) {
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	undo = append(undo, r.cancel)
 	r.cgroups = newCgroupTree("/orchestrate/" + shortHash(r.root))
-	r.store = newStore(r)
+	r.store = newStore(r, firstOf(cl.opts.Namespace, namespace))
 	cl.client, err = client.New(cl.opts.Address, client.WithDefaultNamespace(r.store.ns),
 		client.WithTimeout(redialDelay), client.WithCallOpts([]grpc.CallOption{grpc.WaitForReady(true)}))
 	if err != nil {

@@ -19,6 +19,8 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+
+	"github.com/orchestrate-go/orchestrate/internal/bare"
 )
 
 // daemon is a containerd in a process of its own, that can be killed and
@@ -35,7 +37,7 @@ type daemon struct {
 // daemonChild is the daemon's process. It ends with its parent.
 func daemonChild() error {
 	dir := os.Args[1]
-	if _, err := serveContainerd(filepath.Join(dir, "root"), dir); err != nil {
+	if _, err := bare.Serve(filepath.Join(dir, "root"), dir); err != nil {
 		return err
 	}
 	fmt.Println("ready")

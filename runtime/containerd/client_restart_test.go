@@ -216,7 +216,7 @@ func clientChurn() error {
 		return err
 	}
 	fmt.Println("ready")
-	return each(3, 3, func(i int) error {
+	return several(3, func(i int) error {
 		return c.churn(context.Background(), fmt.Sprint("c", i))
 	})
 }

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"sync"
@@ -119,9 +118,8 @@ func (cl *Client) recordOf(found containers.Container) (rec record, ok bool) {
 	if ext == nil || json.Unmarshal(ext.GetValue(), &rec) != nil || rec.Task != found.ID || !runtime.ValidID(rec.ID) {
 		return rec, false
 	}
-	var saved record
-	text, err := os.ReadFile(filepath.Join(cl.r.bundle(rec.ID), recordFile))
-	if err != nil || json.Unmarshal(text, &saved) != nil {
+	saved, err := cl.r.saved(rec.ID)
+	if err != nil {
 		return rec, true
 	}
 	return saved, saved.Task == rec.Task

@@ -3,12 +3,15 @@
 package containerd
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -53,17 +56,33 @@ type container struct {
 	released bool       // the shim was given back
 }
 
-// save writes the record so that a reader sees all of it or none.
+// save appends the record to the file of its bundle, of which the last whole
+// line counts: what a process that was killed had begun to write has no newline
+// at its end. To append costs a tenth of what a new file does.
 func (r *Runtime) save(rec record) error {
 	text, err := json.Marshal(rec)
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(r.bundle(rec.ID), recordFile)
-	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
+	f, err := os.OpenFile(filepath.Join(r.bundle(rec.ID), recordFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
 		return err
 	}
-	return os.Rename(path+".new", path)
+	_, err = f.Write(slices.Concat([]byte("\n"), text, []byte("\n")))
+	return errors.Join(err, f.Close())
+}
+
+// saved returns the record of a container's bundle.
+func (r *Runtime) saved(id string) (rec record, err error) {
+	text, err := os.ReadFile(filepath.Join(r.bundle(id), recordFile))
+	if err != nil {
+		return rec, err
+	}
+	text = bytes.TrimRight(text[:bytes.LastIndexByte(text, '\n')+1], "\n")
+	if err := json.Unmarshal(text[bytes.LastIndexByte(text, '\n')+1:], &rec); err != nil {
+		return rec, fmt.Errorf("the record of container %s: %w", id, err)
+	}
+	return rec, nil
 }
 
 // group is what its shim has it under: a container without one is its own.
@@ -192,11 +211,7 @@ func (r *Runtime) adopt() error {
 // adoptOne takes over the container of a bundle, or clears up after a start
 // that did not come to its end.
 func (r *Runtime) adoptOne(id string) {
-	var rec record
-	text, err := os.ReadFile(filepath.Join(r.bundle(id), recordFile))
-	if err == nil {
-		err = json.Unmarshal(text, &rec)
-	}
+	rec, err := r.saved(id)
 	if err != nil || rec.ID != id {
 		r.clear(id, nil)
 		return

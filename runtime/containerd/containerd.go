@@ -27,14 +27,6 @@ type Options struct {
 	// socket's path has room for about a hundred. When empty it is a folder
 	// of /run/orchestrate that is named by a hash of Root.
 	State string
-	// Address, when set, is the socket of a containerd that runs on this
-	// machine, such as /run/containerd/containerd.sock. Its images and layers
-	// are then used, and shared with its other users, in place of a store of
-	// our own under Root. Containers stay this Runtime's: it does not list
-	// them.
-	Address string
-	// Namespace is the one in that containerd; "orchestrate" when empty.
-	Namespace string
 	// BinDir is where containerd-shim-runc-v2 and runc are looked for first;
 	// then the folder named by the environment variable ORCHESTRATE_BIN, and
 	// PATH.
@@ -160,10 +152,6 @@ func (r *Runtime) open() (err error) {
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	undo := func() { r.cancel(); r.lock.Close() }
 	r.cgroups = newCgroupTree("/orchestrate/" + name)
-	openStore := openStore
-	if r.opts.Address != "" {
-		openStore = connectStore
-	}
 	if r.store, err = openStore(r); err != nil {
 		undo()
 		return err

@@ -83,9 +83,6 @@
 // In the daemon a container is named by its ID and eight random characters,
 // new for each start; its labels have the ID, the Root and what the spec has.
 //
-// Options.Address is less than this: [Open] then uses the daemon's images, and
-// starts containers by shims of its own, faster, that the daemon does not list.
-//
 // # Differences from containerd's defaults
 //
 // The default seccomp profile allows the system calls of the image's own

@@ -78,7 +78,7 @@ type logDir struct {
 // logStream is one file of the current run and its index.
 type logStream struct {
 	path    string
-	index   *os.File
+	index   *os.File  // nil before the first pair
 	size    int64     // length when last looked
 	head    int64     // end of the hole at the start
 	written time.Time // of the last pair in the index
@@ -135,19 +135,17 @@ func openLogDir(dir string, run int, limit int64) (*logDir, error) {
 	d := &logDir{path: dir, run: run, limit: limit, changed: make(chan struct{})}
 	for i := range streams {
 		s := &logStream{path: logFile(dir, run, i)}
-		var err error
-		if s.index, err = os.OpenFile(s.path+".idx", os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600); err != nil {
-			d.close()
-			return nil, err
-		}
 		d.streams[i] = s
-		if s.head, err = dataStart(s.path); err != nil {
+		info, err := os.Stat(s.path)
+		if err == nil && info.Size() > 0 {
+			if s.head, err = dataStart(s.path); err == nil {
+				s.size, s.pending = info.Size(), info.ModTime()
+				err = s.flush()
+			}
+		}
+		if err != nil {
 			d.close()
 			return nil, err
-		}
-		if info, err := os.Stat(s.path); err == nil && info.Size() > 0 {
-			s.size, s.pending = info.Size(), info.ModTime()
-			s.flush()
 		}
 	}
 	d.enforce()
@@ -177,6 +175,13 @@ func seekData(f *os.File, offset int64) int64 {
 func (s *logStream) flush() error {
 	if s.pending.IsZero() {
 		return nil
+	}
+	if s.index == nil {
+		// Most containers write nothing to stderr, and some nothing at all.
+		var err error
+		if s.index, err = os.OpenFile(s.path+".idx", os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600); err != nil {
+			return err
+		}
 	}
 	var pair [16]byte
 	binary.LittleEndian.PutUint64(pair[:8], uint64(s.size))
@@ -287,6 +292,9 @@ func (s *logStream) punch(to int64) error {
 		return fmt.Errorf("%s cannot be bounded on this file system: fallocate: %w", s.path, err)
 	}
 	s.head = to
+	if s.index == nil {
+		return nil
+	}
 	info, err := s.index.Stat()
 	if err != nil {
 		return err
@@ -331,8 +339,11 @@ func (d *logDir) close() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, s := range d.streams {
-		if s != nil {
-			s.flush()
+		if s == nil {
+			continue
+		}
+		s.flush()
+		if s.index != nil {
 			s.index.Close()
 		}
 	}

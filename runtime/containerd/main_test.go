@@ -45,10 +45,12 @@ func TestMain(m *testing.M) {
 	}
 	code := m.Run()
 	os.RemoveAll(dir)
-	if bareDir != "" {
-		// The benchmarks' containerd cannot be closed.
-		os.RemoveAll(bareDir)
-		os.RemoveAll(filepath.Join(os.TempDir(), filepath.Base(bareDir)))
+	if bareServer != nil {
+		// The benchmarks' containerd cannot be stopped.
+		if err := bareServer.Close(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
 	} else if code == 0 {
 		if err := goleak.Find(); err != nil {
 			fmt.Fprintln(os.Stderr, err)

@@ -38,8 +38,8 @@ import (
 	"github.com/orchestrate-go/orchestrate/runtime"
 )
 
-// namespace is the containerd namespace of everything in the store. A root
-// belongs to one Runtime, so one is enough.
+// namespace is the containerd namespace of everything in a store of our own,
+// where one is enough: a root belongs to one Runtime.
 const namespace = "orchestrate"
 
 const snapshotter = "overlayfs"
@@ -47,7 +47,7 @@ const snapshotter = "overlayfs"
 // store is containerd's image side in this process: content, metadata,
 // snapshots, put together from its packages.
 type store struct {
-	db     *metadata.DB // nil with another containerd's, as the next two
+	db     *metadata.DB // nil with a daemon's, as the next two
 	bolt   *bolt.DB
 	disk   snapshots.Snapshotter // below db
 	snap   snapshots.Snapshotter
@@ -72,34 +72,17 @@ type bundle struct {
 	users  *userTable
 }
 
-func newStore(r *Runtime) *store {
+func newStore(r *Runtime, ns string) *store {
 	return &store{
-		log: containerdLog(r.log), ns: firstOf(r.opts.Namespace, namespace),
+		log: containerdLog(r.log), ns: ns,
 		views:   "orchestrate-view-" + shortHash(r.root) + "-",
 		bundles: map[string]*bundle{}, unpack: map[string]chan struct{}{},
 	}
 }
 
-// connectStore uses the store of a containerd that runs on this machine.
-func connectStore(r *Runtime) (*store, error) {
-	s := newStore(r)
-	c, err := client.New(r.opts.Address, client.WithDefaultNamespace(s.ns), client.WithTimeout(10*time.Second))
-	if err != nil {
-		return nil, fmt.Errorf("containerd at %s: %w", r.opts.Address, err)
-	}
-	s.client, s.snap = c, c.SnapshotService(snapshotter)
-	ctx, cancel := context.WithTimeout(s.with(context.Background()), 10*time.Second)
-	defer cancel()
-	if _, err := c.Version(ctx); err != nil {
-		c.Close()
-		return nil, fmt.Errorf("containerd at %s: %w", r.opts.Address, err)
-	}
-	return s, nil
-}
-
 // openStore makes or opens a store of our own.
 func openStore(r *Runtime) (_ *store, err error) {
-	s := newStore(r)
+	s := newStore(r, namespace)
 	dir := filepath.Join(r.root, "store")
 	// The folders are named as containerd names its own: it can be started
 	// on such a root, for a look inside.
