@@ -14,7 +14,7 @@ say() { printf 'setup: %s\n' "$*"; }
 command -v go >/dev/null || { say "Go is not on PATH; install it first" >&2; exit 1; }
 
 missing=()
-for package in gcc libc6-dev pkg-config libseccomp-dev e2fsprogs; do
+for package in gcc libc6-dev pkg-config libseccomp-dev e2fsprogs binutils; do
 	dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
 done
 if [ ${#missing[@]} -gt 0 ]; then
@@ -41,4 +41,5 @@ build containerd-shim-runc-v2 "github.com/containerd/containerd/v2/cmd/container
 	CGO_ENABLED=0 go install -trimpath -ldflags=-s
 build runc "github.com/opencontainers/runc@$runc" \
 	CGO_ENABLED=1 go install -trimpath -tags seccomp -ldflags=-s
+scripts/database.sh
 say "containerd-shim-runc-v2 $containerd and runc $runc are in .cache/bin"

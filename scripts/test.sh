@@ -27,6 +27,10 @@ say "the quickstart, on real containers"
 CGO_ENABLED=0 go build -trimpath -ldflags=-s -o .cache/bin/quickstart ./examples/quickstart
 .cache/bin/quickstart || status=1
 
+say "a database as a stateful service, on real containers"
+CGO_ENABLED=0 go build -trimpath -ldflags=-s -o .cache/bin/database ./examples/database
+.cache/bin/database || status=1
+
 .cache/bin/leftovers -check .cache/before.json || status=1
 if [ $status = 0 ]; then say "all passed, and nothing is left on the machine"; fi
 exit $status
