@@ -156,6 +156,13 @@ func anyService() *rapid.Generator[Service] {
 		if rapid.Bool().Draw(t, "volume") {
 			s.Volumes = []volume.Volume{{Name: "v", Size: num(t, 0, -1), Exclusive: rapid.Bool().Draw(t, "exclusive")}}
 		}
+		s.Mode = Mode(pick(t, "", "", "replicated", "global"))
+		if rapid.Bool().Draw(t, "stateful") {
+			s.Stateful = &Stateful{Order: SlotOrder(pick(t, "", "parallel", "?")), Partition: int(num(t, 0, 1, -1)), WhenScaled: VolumePolicy(pick(t, "", "delete"))}
+			if rapid.Bool().Draw(t, "slot volume") {
+				s.SlotVolumes, s.Volumes = s.Volumes, nil
+			}
+		}
 		s.StopGrace, s.DrainDelay = dur(t), dur(t)
 		s.Restart = RestartPolicy{Backoff: dur(t), MaxBackoff: dur(t), Reset: dur(t)}
 		s.Update = UpdatePolicy{Monitor: dur(t), ProgressDeadline: dur(t), Order: UpdateOrder(pick(t, "", "auto", "start-first"))}
