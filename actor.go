@@ -11,6 +11,7 @@ import (
 const (
 	ActorApplication = record.ActorApplication // a call of the application
 	ActorPlanner     = record.ActorPlanner     // the fleet itself, which replaces what failed or was lost
+	ActorTracker     = "image-tracker"         // the fleet itself, which follows tags; see [Service.Track]
 )
 
 type actorKey struct{}

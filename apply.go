@@ -38,6 +38,10 @@ type batch struct {
 
 	reason string         // of the change, in its events; "" is reasonApplied
 	events []record.Event // that tell of it
+
+	resolve bool                 // look up what tags mean, as policies say
+	images  map[string]imageWish // by service
+	answers answers
 }
 
 // Why a service's spec was written.
@@ -45,6 +49,8 @@ const (
 	reasonApplied  = "applied"
 	reasonScaled   = "scaled"
 	reasonRollback = "rollback"
+
+	reasonResolved = "image-resolved" // what an image means, which was not known before
 )
 
 // tell has an event kept in the commit of the batch.
@@ -93,8 +99,9 @@ func validate(objects []Object) error {
 // change stages a transaction and commits it, again when someone else was
 // faster.
 func (f *Fleet) change(ctx context.Context, stage func(*batch) error) error {
+	answers := answers{}
 	for {
-		b := &batch{snapshot: map[string]store.Snapshot{}, guarded: map[string]bool{}}
+		b := &batch{snapshot: map[string]store.Snapshot{}, guarded: map[string]bool{}, answers: answers}
 		if err := stage(b); err != nil {
 			return err
 		}
@@ -181,24 +188,36 @@ func (s Service) stage(ctx context.Context, f *Fleet, b *batch) error {
 		return err
 	}
 	now := time.Now().UTC()
-	rec := record.Service{Spec: spec, Revision: 1, Hash: s.Template.Hash(), Created: now, Updated: now, Revised: now, Actor: actorOf(ctx)}
+	var last record.Service
 	var old Service
 	if found {
-		var last record.Service
 		if err := json.Unmarshal(item.Value, &last); err != nil {
 			return fmt.Errorf("read %s: %w", s.object(), err)
 		}
 		if err := json.Unmarshal(last.Spec, &old); err != nil {
 			return fmt.Errorf("read %s: %w", s.object(), err)
 		}
+	}
+	pins, err := f.pin(ctx, b, &s, &last, item.Revision, &old)
+	if err != nil {
+		return err
+	}
+	rec := record.Service{
+		Spec: spec, Revision: 1, Hash: s.Template.pinned(pins.digests).Hash(), Created: now, Updated: now, Revised: now,
+		Digests: pins.digests, Unresolved: pins.unresolved, Seen: pins.seen, Origin: b.images[s.Namespace+"/"+s.Name].origin,
+		Actor: actorOf(ctx),
+	}
+	if found {
 		rec.Created, rec.Revision, rec.Revised, rec.History = last.Created, last.Revision, last.Revised, last.History
 		if last.Hash != rec.Hash {
 			rec.Revision, rec.Revised = last.Revision+1, now
-			if rec.History, err = f.archive(ctx, &s, &last, &old, len(spec)); err != nil {
+			if rec.History, err = f.archive(ctx, &s, &last, &old, item.Revision, len(spec)); err != nil {
 				return err
 			}
+		} else {
+			rec.Origin = last.Origin
 		}
-		if bytes.Equal(last.Spec, spec) {
+		if bytes.Equal(last.Spec, spec) && last.Hash == rec.Hash {
 			if failed, err := f.rolloutFailed(ctx, s.Namespace, s.Name, item.Revision); err != nil || !failed {
 				return err
 			}
@@ -217,8 +236,11 @@ func (s Service) stage(ctx context.Context, f *Fleet, b *batch) error {
 	b.Writes = append(b.Writes, store.Put(key, data))
 	b.become(s.Namespace+"/"+s.Name, &s)
 	e := record.Event{Kind: record.ServiceApplied, Namespace: s.Namespace, Service: s.Name, Revision: rec.Revision}
+	e.Reason = b.images[s.Namespace+"/"+s.Name].origin
 	if found {
-		e.Message = changedPaths(old, s)
+		was, is := old, s
+		was.Template, is.Template = was.Template.pinned(last.Digests), is.Template.pinned(rec.Digests)
+		e.Message = changedPaths(was, is)
 	}
 	b.tell(ctx, e)
 	return nil

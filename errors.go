@@ -13,6 +13,7 @@ var (
 	ErrInUse      = errors.New("in use")
 	ErrClosed     = errors.New("the fleet is closed")
 	ErrNoAccess   = errors.New("the node cannot be reached from here")
+	ErrNoResolver = errors.New("this fleet cannot tell what images' tags mean; open it with WithResolver")
 )
 
 // NameError is an object that does not exist. It matches [ErrNotFound].

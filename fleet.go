@@ -50,6 +50,8 @@ type options struct {
 	keepEach, keepAll int // events
 
 	metrics map[string]metricFunc // by name
+
+	resolver runtime.Resolver
 }
 
 // Option changes a Fleet at its making.
@@ -135,7 +137,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 		Store: f.store, ID: f.opts.id, Scheduler: f.opts.scheduler, Decode: decodeWorkload,
 		Logger: f.opts.logger, LeaseTTL: f.opts.leaseTTL, LostAfter: f.opts.lostAfter,
 		KeepEventsEach: f.opts.keepEach, KeepEvents: f.opts.keepAll,
-		Beside: f.autoscale,
+		Beside: f.beside,
 	})
 	if err != nil {
 		return err
@@ -145,6 +147,14 @@ func (f *Fleet) Run(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+// beside is what a fleet does while it leads, other than planning.
+func (f *Fleet) beside(ctx context.Context, fence store.Condition) {
+	var wg sync.WaitGroup
+	wg.Go(func() { f.autoscale(ctx, fence) })
+	wg.Go(func() { f.follow(ctx, fence) })
+	wg.Wait()
 }
 
 // plannerConfig is what the planner decides by, in a rehearsal as when it leads.
@@ -194,12 +204,14 @@ func decodeWorkload(namespace, name string, rec record.Service, at *record.Revis
 	}
 	if at != nil {
 		rec.Revision, rec.Hash, s.Template = at.Revision, at.Hash, Template{}
+		rec.Digests, rec.Unresolved = at.Digests, nil
 		if err := json.Unmarshal(at.Template, &s.Template); err != nil {
 			return control.Workload{}, fmt.Errorf("service %s/%s, revision %d: %w", namespace, name, at.Revision, err)
 		}
 	}
 	s.Namespace, s.Name = namespace, name
 	s = s.WithDefaults()
+	s.Template = s.Template.pinned(rec.Digests)
 	template, err := json.Marshal(s.Template)
 	if err != nil {
 		return control.Workload{}, fmt.Errorf("service %s/%s: %w", namespace, name, err)
@@ -214,6 +226,7 @@ func decodeWorkload(namespace, name string, rec record.Service, at *record.Revis
 		Revision: rec.Revision, Hash: rec.Hash, Template: template,
 		Request:  request,
 		Networks: s.Networks,
+		Unpinned: unpinned(rec.Unresolved),
 		Update: control.Update{
 			Parallelism:      s.Update.Parallelism.control(),
 			MaxSurge:         s.Update.MaxSurge.control(),

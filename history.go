@@ -23,21 +23,44 @@ const (
 
 // Revision is a template that a service has, or had.
 type Revision struct {
-	Number   int64
-	Hash     string // of Template; see [Template.Hash]
-	Created  time.Time
+	Number  int64
+	Hash    string // of Template with Digests; see [Template.Hash]
+	Created time.Time
+	// Template is as it was applied; Digests are what its images meant that
+	// have no digest of their own, by reference. Tasks of the revision run
+	// these. See [WithResolver].
 	Template Template
+	Digests  map[string]string
+	// Origin is what made the revision.
+	Origin Origin
 	// Completed says that a rollout of it has completed, with at least one
 	// task.
 	Completed bool
+	// Failed says that its rollout has failed because of it, and was then
+	// superseded.
+	Failed bool
 	// Current is the one that the service's spec has. It is not what runs
 	// while its rollout goes on, or when that has failed.
 	Current bool
 }
 
-// Diff returns what changes from r to another revision; see [Diff].
+// Origin is what made a revision.
+type Origin string
+
+// The origins.
+const (
+	OriginApplied  Origin = ""                    // [Fleet.Apply]
+	OriginRollback Origin = record.OriginRollback // [Fleet.Rollback]
+	// OriginMoved: a tag came to mean another image, and was tracked or
+	// refreshed; see [Service.Track].
+	OriginMoved    Origin = record.OriginMoved
+	OriginReplaced Origin = record.OriginReplaced // [Fleet.ReplaceImage]
+)
+
+// Diff returns what changes from r to another revision, the digests of images
+// included; see [Diff].
 func (r Revision) Diff(to Revision) []Change {
-	return Diff(Service{Template: r.Template}, Service{Template: to.Template})
+	return Diff(Service{Template: r.Template.pinned(r.Digests)}, Service{Template: to.Template.pinned(to.Digests)})
 }
 
 // RevisionError is a revision that a service cannot go back to. It matches
@@ -104,6 +127,7 @@ func (f *Fleet) Rollback(ctx context.Context, name string, to int64) error {
 			return e
 		}
 		s.Template = revisions[at].Template
+		b.images = map[string]imageWish{s.Namespace + "/" + s.Name: {digests: revisions[at].Digests, origin: record.OriginRollback}}
 		// A later version of this library may know better than the one that
 		// took it.
 		if err := s.Validate(); err != nil {
@@ -139,7 +163,7 @@ func (f *Fleet) history(ctx context.Context, name string) (store.Item, Service, 
 	}
 	var revisions []Revision
 	for _, h := range rec.History {
-		r := Revision{Number: h.Revision, Hash: h.Hash, Created: h.Created}
+		r := Revision{Number: h.Revision, Hash: h.Hash, Created: h.Created, Digests: h.Digests, Origin: Origin(h.Origin), Failed: h.Failed}
 		if err := json.Unmarshal(h.Template, &r.Template); err != nil {
 			return item, Service{}, nil, fmt.Errorf("read revision %d of %s: %w", h.Revision, item.Key, err)
 		}
@@ -147,6 +171,7 @@ func (f *Fleet) history(ctx context.Context, name string) (store.Item, Service, 
 	}
 	revisions = append(revisions, Revision{
 		Number: rec.Revision, Hash: rec.Hash, Created: rec.Revised, Template: st.Template, Current: true,
+		Digests: rec.Digests, Origin: Origin(rec.Origin),
 	})
 	for i := range revisions {
 		revisions[i].Completed = slices.Contains(completed, record.Mark{Revision: revisions[i].Number, Hash: revisions[i].Hash})
@@ -171,15 +196,20 @@ func (f *Fleet) completed(ctx context.Context, ns, name string, created time.Tim
 	return r.Completed, nil
 }
 
-// archive returns the history of a service whose record was last, with the
-// template that it had, and has it forget what is too much.
-func (f *Fleet) archive(ctx context.Context, s *Service, last *record.Service, old *Service, spec int) ([]record.Revision, error) {
+// archive returns the history of a service whose record was last, at a store
+// revision, with the template that it had, and has it forget what is too much.
+func (f *Fleet) archive(ctx context.Context, s *Service, last *record.Service, old *Service, at int64, spec int) ([]record.Revision, error) {
 	template, err := json.Marshal(old.Template)
+	if err != nil {
+		return nil, err
+	}
+	failed, err := f.revisionFailed(ctx, s.Namespace, s.Name, at)
 	if err != nil {
 		return nil, err
 	}
 	history := append(slices.Clone(last.History), record.Revision{
 		Revision: last.Revision, Hash: last.Hash, Created: last.Revised, Template: template,
+		Digests: last.Digests, Origin: last.Origin, Failed: failed,
 	})
 	if fits(history) {
 		return history, nil
@@ -189,6 +219,20 @@ func (f *Fleet) archive(ctx context.Context, s *Service, last *record.Service, o
 		return nil, err
 	}
 	return trim(history, completed, spec), nil
+}
+
+// revisionFailed reports whether the rollout of a spec has failed because of
+// its template.
+func (f *Fleet) revisionFailed(ctx context.Context, ns, name string, spec int64) (bool, error) {
+	item, found, err := store.Get(ctx, f.store, record.Key(record.Rollouts, ns, name))
+	if err != nil || !found {
+		return false, err
+	}
+	var r record.Rollout
+	if err := json.Unmarshal(item.Value, &r); err != nil {
+		return false, fmt.Errorf("read %s: %w", item.Key, err)
+	}
+	return r.Spec == spec && r.State == record.RolloutFailed && (r.Reason == record.WhyFailures || r.Reason == record.WhyDeadline), nil
 }
 
 func fits(history []record.Revision) bool {

@@ -44,8 +44,16 @@ type PlannedChange struct {
 	// template does not change, and then nothing of it is restarted.
 	From int64 `json:"from,omitempty"`
 	To   int64 `json:"to,omitempty"`
-	// Diff is what changes in a service that stays; see [Diff].
+	// Diff is what changes in a service that stays, what its images mean
+	// included; see [Diff].
 	Diff []Change `json:"diff,omitempty"`
+	// Digests are what the images of After mean, and DigestsBefore those of
+	// Before, by reference; see [WithResolver]. A plan that is applied makes
+	// them so, whatever tags have come to mean since.
+	Digests       map[string]string `json:"digests,omitempty"`
+	DigestsBefore map[string]string `json:"digestsBefore,omitempty"`
+	// Origin is what the revision will be said to be made by.
+	Origin Origin `json:"origin,omitempty"`
 	// Implicit is set when no object asked for it: a network made on first use.
 	Implicit bool `json:"implicit,omitempty"`
 }
@@ -62,8 +70,12 @@ func (f *Fleet) Plan(ctx context.Context, objects ...Object) (*Plan, error) {
 	if err := validate(objects); err != nil {
 		return nil, err
 	}
+	return f.plan(ctx, objects, nil)
+}
+
+func (f *Fleet) plan(ctx context.Context, objects []Object, images map[string]imageWish) (*Plan, error) {
 	for {
-		p, _, err := f.rehearse(ctx, objects)
+		p, _, err := f.rehearse(ctx, objects, images)
 		if !errors.Is(err, errMoved) {
 			return p, err
 		}
@@ -86,8 +98,8 @@ type stagedPlan struct {
 }
 
 // rehearse plans objects on the fleet as it is now.
-func (f *Fleet) rehearse(ctx context.Context, objects []Object) (*Plan, *stagedPlan, error) {
-	b := &batch{snapshot: map[string]store.Snapshot{}, guarded: map[string]bool{}}
+func (f *Fleet) rehearse(ctx context.Context, objects []Object, images map[string]imageWish) (*Plan, *stagedPlan, error) {
+	b := &batch{snapshot: map[string]store.Snapshot{}, guarded: map[string]bool{}, images: images}
 	if err := f.stageAll(ctx, b, objects); err != nil {
 		return nil, nil, err
 	}
@@ -113,6 +125,7 @@ func (f *Fleet) rehearse(ctx context.Context, objects []Object) (*Plan, *stagedP
 			return nil, nil, err
 		}
 		if ok {
+			c.Origin = Origin(images[c.Name].origin)
 			c.Implicit = !asked[Removal{Kind: c.Kind, Name: c.Name}.object()]
 			p.Changes = append(p.Changes, c)
 			if c.Kind == KindService {
@@ -141,12 +154,16 @@ func planned(old store.Item, w store.Write) (c PlannedChange, ok bool, err error
 	if name, ok := strings.CutPrefix(w.Key, record.Services); ok {
 		c.Kind, c.Name = KindService, name
 		var before, after Service
-		if c.Before, c.From, err = serviceSpec(old.Value, &before); err != nil {
+		var was, is record.Service
+		if was, err = serviceSpec(old.Value, &before); err != nil {
 			return c, false, fmt.Errorf("read %s: %w", w.Key, err)
 		}
-		if c.After, c.To, err = serviceSpec(w.Value, &after); err != nil {
+		if is, err = serviceSpec(w.Value, &after); err != nil {
 			return c, false, err
 		}
+		c.Before, c.From, c.DigestsBefore = was.Spec, was.Revision, was.Digests
+		c.After, c.To, c.Digests = is.Spec, is.Revision, is.Digests
+		before.Template, after.Template = before.Template.pinned(was.Digests), after.Template.pinned(is.Digests)
 		if c.Before != nil && c.After != nil {
 			c.Diff = Diff(before, after)
 		}
@@ -162,15 +179,30 @@ func planned(old store.Item, w store.Write) (c PlannedChange, ok bool, err error
 	return c, false, nil
 }
 
-func serviceSpec(value []byte, s *Service) (json.RawMessage, int64, error) {
+func serviceSpec(value []byte, s *Service) (rec record.Service, err error) {
 	if value == nil {
-		return nil, 0, nil
+		return rec, nil
 	}
-	var rec record.Service
 	if err := json.Unmarshal(value, &rec); err != nil {
-		return nil, 0, err
+		return rec, err
 	}
-	return rec.Spec, rec.Revision, json.Unmarshal(rec.Spec, s)
+	return rec, json.Unmarshal(rec.Spec, s)
+}
+
+// wishes are what images mean in the services of p, before or after it.
+func (p *Plan) wishes(before bool) map[string]imageWish {
+	wishes := map[string]imageWish{}
+	for _, c := range p.Changes {
+		if c.Kind != KindService {
+			continue
+		}
+		w := imageWish{digests: c.Digests, origin: string(c.Origin)}
+		if before {
+			w = imageWish{digests: c.DigestsBefore, origin: record.OriginRollback}
+		}
+		wishes[c.Name] = w
+	}
+	return wishes
 }
 
 func networkSpec(value []byte) (json.RawMessage, error) {
@@ -272,7 +304,7 @@ func (f *Fleet) ApplyPlan(ctx context.Context, p *Plan) error {
 			}
 			return err
 		}
-		now, staged, err := f.rehearse(ctx, objects)
+		now, staged, err := f.rehearse(ctx, objects, p.wishes(false))
 		if errors.Is(err, errMoved) {
 			continue
 		}
@@ -385,7 +417,15 @@ func (f *Fleet) PlanUndo(ctx context.Context, p *Plan) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	undo, err := f.Plan(ctx, objects...)
+	ctx, done, err := f.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if err := validate(objects); err != nil {
+		return nil, err
+	}
+	undo, err := f.plan(ctx, objects, p.wishes(true))
 	if gone := (*NameError)(nil); errors.As(err, &gone) {
 		return nil, &StalePlanError{p.Made, []string{gone.Error()}}
 	}

@@ -21,6 +21,9 @@ type ServiceStatus struct {
 	Revision int64     // counts its templates from 1
 	Created  time.Time // when it was first applied
 	Updated  time.Time
+	// Digests are what its images mean that have no digest of their own, by
+	// reference; see [WithResolver].
+	Digests map[string]string
 	// Addresses are its virtual addresses by network.
 	Addresses map[string][]netip.Addr
 	// Rollout is how far the last Apply has come; nil before the leader has
@@ -219,6 +222,7 @@ func readService(item store.Item) (ServiceStatus, error) {
 	}
 	st.Namespace, st.Name = parts[0], parts[1]
 	st.Revision, st.Created, st.Updated = rec.Revision, rec.Created, rec.Updated
+	st.Digests = rec.Digests
 	return st, nil
 }
 

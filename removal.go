@@ -127,6 +127,7 @@ func (b *batch) overlay() {
 // what a removed service had is free, networks come before the services that
 // are attached to them, and go after them.
 func (f *Fleet) stageAll(ctx context.Context, b *batch, objects []Object) error {
+	b.resolve = true
 	order := slices.Clone(objects)
 	slices.SortStableFunc(order, func(a, b Object) int { return turn(a) - turn(b) })
 	for _, o := range order {

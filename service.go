@@ -48,6 +48,9 @@ type Service struct {
 	// is then the number to begin with, kept within Min and Max. See [WithMetric]
 	// for metrics of the application's own. Not for [Global].
 	Autoscale *autoscale.Policy `json:"autoscale,omitempty"`
+
+	// Track follows the tags of the images; not at all when zero.
+	Track TrackPolicy `json:"track,omitzero"`
 }
 
 // None is a number of Replicas that asks for no task at all.
@@ -116,7 +119,8 @@ type Container struct {
 	// Image is a reference, [domain[:port]/]path[:tag][@digest], such as
 	// "web:1" or "host/repo@sha256:…".
 	Image string `json:"image"`
-	// Pull says when the registry is asked; see [runtime.PullPolicy].
+	// Pull says when the registry is asked; see [runtime.PullPolicy], and
+	// [WithResolver] for what of it is asked when.
 	Pull runtime.PullPolicy `json:"pull,omitempty"`
 
 	// Entrypoint replaces the image's entrypoint, and then its command is

@@ -127,6 +127,7 @@ func (s Service) problems() []Problem {
 	}
 	c.template(&s.Template)
 	c.update(&s)
+	c.track(&s.Track)
 	c.exclusive(&s)
 	c.modes(&s)
 	c.autoscale(&s)

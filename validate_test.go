@@ -52,6 +52,7 @@ func valid() Service {
 			Placement: Placement{Constraints: []string{"node.labels.zone == eu"}, MaxPerNode: 2},
 		},
 		Update: UpdatePolicy{Parallelism: "1", Order: StartFirst},
+		Track:  TrackPolicy{Every: time.Hour, Windows: []Window{{Days: []string{"sat", "sun"}, Start: "02:30", Length: 3 * time.Hour, Zone: "Europe/Berlin"}}},
 	}
 }
 
@@ -103,6 +104,38 @@ var malformed = []struct {
 		s.Mode, s.Replicas, s.Placement.MaxPerNode = Global, 0, 0
 	}},
 	{"replicas absurd", "replicas", func(s *Service, c *Container) { s.Replicas = MaxReplicas + 1 }},
+	{"track too often", "track.every", func(s *Service, c *Container) { s.Track.Every = time.Second }},
+	{"track in a negative time", "track.every", func(s *Service, c *Container) { s.Track.Every = -time.Hour }},
+	{"track windows without every", "track.windows", func(s *Service, c *Container) {
+		s.Track = TrackPolicy{Windows: []Window{{Start: "02:00", Length: time.Hour}}}
+	}},
+	{"track in too many windows", "track.windows", func(s *Service, c *Container) {
+		s.Track = TrackPolicy{Every: time.Hour, Windows: make([]Window, 17)}
+	}},
+	{"track on no day", "track.windows[0].days[1]", func(s *Service, c *Container) {
+		s.Track = TrackPolicy{Every: time.Hour, Windows: []Window{{Days: []string{"mon", "Tuesday"}, Start: "02:00", Length: time.Hour}}}
+	}},
+	{"track on a day twice", "track.windows[0].days[1]", func(s *Service, c *Container) {
+		s.Track = TrackPolicy{Every: time.Hour, Windows: []Window{{Days: []string{"mon", "mon"}, Start: "02:00", Length: time.Hour}}}
+	}},
+	{"track at no time", "track.windows[0].start", func(s *Service, c *Container) {
+		s.Track = TrackPolicy{Every: time.Hour, Windows: []Window{{Start: "2 o'clock", Length: time.Hour}}}
+	}},
+	{"track at hour 24", "track.windows[0].start", func(s *Service, c *Container) {
+		s.Track = TrackPolicy{Every: time.Hour, Windows: []Window{{Start: "24:00", Length: time.Hour}}}
+	}},
+	{"track for no time", "track.windows[0].length", func(s *Service, c *Container) {
+		s.Track = TrackPolicy{Every: time.Hour, Windows: []Window{{Start: "02:00"}}}
+	}},
+	{"track for longer than a day", "track.windows[0].length", func(s *Service, c *Container) {
+		s.Track = TrackPolicy{Every: time.Hour, Windows: []Window{{Start: "02:00", Length: 25 * time.Hour}}}
+	}},
+	{"track in no zone", "track.windows[0].zone", func(s *Service, c *Container) {
+		s.Track = TrackPolicy{Every: time.Hour, Windows: []Window{{Start: "02:00", Length: time.Hour, Zone: "Mars/Base"}}}
+	}},
+	{"track in the machine's zone", "track.windows[0].zone", func(s *Service, c *Container) {
+		s.Track = TrackPolicy{Every: time.Hour, Windows: []Window{{Start: "02:00", Length: time.Hour, Zone: "Local"}}}
+	}},
 	{"no containers", "containers volumes[0].name", func(s *Service, c *Container) { s.Containers = nil }},
 	{"too many containers", "containers", func(s *Service, c *Container) {
 		for range MaxContainers {

@@ -39,6 +39,7 @@ const (
 	ReasonNetwork  Reason = "no-network"        // a network that it wants does not exist
 	ReasonAddress  Reason = "no-address"        // a network has no virtual address left
 	ReasonSpec     Reason = "bad-spec"          // its record cannot be read, or placed by any rule
+	ReasonImage    Reason = "no-image"          // what a tag means could not be found out in time; see [WithResolver]
 )
 
 // Result is how a service's rollout ended.
@@ -160,7 +161,8 @@ type waiter struct {
 // step takes a change of either record and reports whether that is the end.
 func (w *waiter) step(c store.Change) (bool, error) {
 	if strings.HasPrefix(c.Item.Key, record.Services) {
-		if !c.Deleted && c.Item.Revision == w.service.Revision {
+		if !c.Deleted && (c.Item.Revision == w.service.Revision || pinnedLate(w.service.Value, c.Item.Value)) {
+			w.service = c.Item
 			return false, nil
 		}
 		message := "a later change took its place"

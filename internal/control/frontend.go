@@ -117,6 +117,9 @@ func (s *State) front(svc *service, work *Workload, invalid error) (*record.Fron
 	if invalid != nil {
 		return svc.frontend, &blocked{why: record.WhySpec, message: invalid.Error(), final: true}
 	}
+	if work.Unpinned != "" {
+		return svc.frontend, &blocked{why: record.WhyImage, message: work.Unpinned}
+	}
 	for _, name := range work.Networks {
 		if s.network(name).rec == nil {
 			return svc.frontend, &blocked{why: record.WhyNetwork, message: fmt.Sprintf("there is no network %q", name)}

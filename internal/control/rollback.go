@@ -76,7 +76,7 @@ func (v *view) attempt() *record.Attempt { return v.rollout.Current() }
 // steps are the next plan's, which looks at everything anew.
 func (v *view) turnBack() bool {
 	r := &v.rollout
-	if v.fallback == nil || r.Reason != record.WhyFailures && r.Reason != record.WhyDeadline {
+	if v.fallback == nil || r.Reason != record.WhyFailures && r.Reason != record.WhyDeadline && r.Reason != record.WhyImage {
 		return false
 	}
 	v.work, v.global = v.fallback, v.globalBack

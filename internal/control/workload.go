@@ -43,6 +43,10 @@ type Workload struct {
 	// how many connections there are to the service; 0 is never.
 	Measure, MeasureFrontend time.Duration
 
+	// Unpinned, when not empty, says why it is not known yet what an image
+	// means: nothing is started before it is.
+	Unpinned string
+
 	fixed int    // Replicas as it was decoded
 	given Update // as it was decoded, for as many replicas as there turn out to be
 }

@@ -75,6 +75,18 @@ type Service struct {
 	Revised time.Time `json:"revised,omitzero"`
 	// Actor is who wrote the spec last.
 	Actor string `json:"actor,omitempty"`
+	// Digests are what the images of Spec mean that have no digest of their
+	// own, by their references. Hash is of the template with them.
+	Digests map[string]string `json:"digests,omitempty"`
+	// Unresolved says, by reference, why an image has no digest yet. Nothing
+	// of the revision is started before it has.
+	Unresolved map[string]string `json:"unresolved,omitempty"`
+	// Seen is what tags meant when they were last looked up. A tracked tag is
+	// followed when it means something else; see Digests for what runs.
+	Seen map[string]string `json:"seen,omitempty"`
+	// Origin is what made Revision, if that was not an Apply: one of the
+	// Origin constants.
+	Origin string `json:"origin,omitempty"`
 	// History holds the templates before this one, the oldest first: at most
 	// MaxHistory, fewer where they are large.
 	History []Revision `json:"history,omitempty"`
@@ -91,7 +103,20 @@ type Revision struct {
 	// Template is the JSON of an orchestrate.Template with its defaults
 	// filled in.
 	Template json.RawMessage `json:"template"`
+	// Digests and Origin are as in Service.
+	Digests map[string]string `json:"digests,omitempty"`
+	Origin  string            `json:"origin,omitempty"`
+	// Failed says that its rollout had failed, for its own fault, when the
+	// next came.
+	Failed bool `json:"failed,omitempty"`
 }
+
+// What made a revision, other than an Apply.
+const (
+	OriginRollback = "rollback"       // Fleet.Rollback
+	OriginMoved    = "image-moved"    // a tag that came to mean another image
+	OriginReplaced = "image-replaced" // Fleet.ReplaceImage
+)
 
 // Network is a network with its ranges chosen.
 type Network struct {
@@ -410,4 +435,5 @@ const (
 	WhyNetwork  = "no-network"        // a network that it wants does not exist
 	WhyAddress  = "no-address"        // a network has no virtual address left
 	WhySpec     = "bad-spec"          // the record cannot be read or placed by any rule
+	WhyImage    = "no-image"          // what a tag means could not be found out in time
 )
