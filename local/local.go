@@ -137,7 +137,7 @@ func open(dir string, opts []Option) (_ *Fleet, err error) {
 	f.Fleet, err = orchestrate.New(f.store, append([]orchestrate.Option{
 		orchestrate.WithID(f.nodeID), orchestrate.WithLogger(o.logger),
 		orchestrate.WithAddressPools(pools.V4, pools.V6),
-		orchestrate.WithAccess(f.access),
+		orchestrate.WithAccess(f.access), orchestrate.WithResolver(resolver{f.runtime, o.credentials}),
 	}, o.fleet...)...)
 	if err != nil {
 		return nil, err
@@ -171,6 +171,9 @@ type containers interface {
 	runtime.Execer
 	runtime.LogReader
 	runtime.StatsReader
+	runtime.ImageLister
+	runtime.Resolver
+	runtime.Updater
 	Close() error
 }
 
@@ -275,8 +278,8 @@ func (f *Fleet) Load(ctx context.Context, img *image.Image) (runtime.Image, erro
 	return images[0], nil
 }
 
-// RemoveImage deletes an image by its reference. One that a service names is
-// an [*orchestrate.InUseError].
+// RemoveImage deletes an image by its reference, and what was pinned by that.
+// One that a service names is an [*orchestrate.InUseError].
 func (f *Fleet) RemoveImage(ctx context.Context, ref string) error {
 	services, err := f.List(ctx, "")
 	if err != nil {
@@ -293,6 +296,19 @@ func (f *Fleet) RemoveImage(ctx context.Context, ref string) error {
 	}
 	if len(users) > 0 {
 		return &orchestrate.InUseError{Kind: "image", Name: ref, Services: users}
+	}
+	if _, digest := runtime.CutDigest(ref); digest == "" {
+		present, err := f.runtime.Images(ctx)
+		if err != nil {
+			return err
+		}
+		for _, img := range present {
+			if name, digest := runtime.CutDigest(img.Ref); digest != "" && name == ref {
+				if err := f.runtime.RemoveImage(ctx, img.Ref); err != nil {
+					return err
+				}
+			}
+		}
 	}
 	return f.runtime.RemoveImage(ctx, ref)
 }
