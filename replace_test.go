@@ -143,6 +143,7 @@ func TestPlanKeepsDigests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1)
 		one := w.push(appTag, "one", runtimememory.Program{})
+		synctest.Wait() // the node has joined
 		plan, err := w.Plan(t.Context(), app(pull(runtime.PullAlways)))
 		if err != nil {
 			t.Fatal(err)
