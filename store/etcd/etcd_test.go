@@ -1,3 +1,5 @@
+//go:build unix
+
 package etcd_test
 
 import (
@@ -20,6 +22,12 @@ func TestMain(m *testing.M) {
 	if ran, err := etcdtest.Child(); err != nil {
 		panic(err)
 	} else if ran {
+		return
+	}
+	if endpoints := os.Getenv(leaderEnv); endpoints != "" {
+		if err := lead(endpoints); err != nil {
+			panic(err)
+		}
 		return
 	}
 	goleak.VerifyTestMain(m)
