@@ -60,7 +60,7 @@ func (m *Member) Invite(ctx context.Context, name, peerURL string) (*Invitation,
 			list = added.Members
 			return nil
 		}
-		if !errors.Is(err, rpctypes.ErrPeerURLExist) {
+		if !errors.Is(err, rpctypes.ErrPeerURLExist) && !errors.Is(err, rpctypes.ErrMemberExist) {
 			return err
 		}
 		all, err := m.admin.MemberList(m.root(ctx))
@@ -177,7 +177,7 @@ func (m *Member) Reclaim(ctx context.Context) error {
 	if _, err := m.admin.Compact(ctx, now.Header.Revision, clientv3.WithCompactPhysical()); err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
 		return fmt.Errorf("reclaim space of etcd member %s: compact: %w", m.opts.Name, err)
 	}
-	if _, err := m.admin.Defragment(ctx, m.Endpoint()); err != nil {
+	if err := m.etcd.Server.Backend().Defrag(); err != nil {
 		return fmt.Errorf("reclaim space of etcd member %s: defragment: %w", m.opts.Name, err)
 	}
 	alarm := &clientv3.AlarmMember{MemberID: uint64(m.etcd.Server.MemberID()), Alarm: etcdserverpb.AlarmType_NOSPACE}

@@ -206,6 +206,12 @@ func (m *Member) Close() error {
 		closed := make(chan struct{})
 		go func() {
 			defer close(closed)
+			select {
+			case <-m.etcd.Server.ReadyNotify():
+			default:
+				// What serves clients waits for this, and Close for that.
+				m.etcd.Server.HardStop()
+			}
 			m.etcd.Close()
 		}()
 		if !failed {
