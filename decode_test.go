@@ -25,6 +25,7 @@ func TestDecodeService(t *testing.T) {
 		"ports": [{"port": 80, "published": 8080}],
 		"stopGrace": "30s", "drainDelay": "-1s",
 		"update": {"order": "stop-first", "parallelism": 3, "maxUnavailable": "25%"},
+		"budget": {"minAvailable": "80%"},
 		"autoscale": {"max": 5, "metrics": [{"name": "cpu", "average": 0.5}], "down": {"window": "1m"}}
 	}`))
 	if err != nil {
@@ -47,6 +48,7 @@ func TestDecodeService(t *testing.T) {
 		{"order", got.Update.Order, StopFirst},
 		{"an amount by number", got.Update.Parallelism, Amount("3")},
 		{"an amount by text", got.Update.MaxUnavailable, Amount("25%")},
+		{"the budget", got.Budget, Budget{MinAvailable: "80%"}},
 		{"a fraction", got.Autoscale.Metrics[0].Average, 0.5},
 		{"a default of the autoscaler", got.Autoscale.Min, 1},
 		{"a default", c.Name, "main"},

@@ -41,6 +41,8 @@ const (
 	NodeLost          EventKind = "node-lost"          // it was silent for so long that its tasks are replaced
 	NodeReturned      EventKind = "node-returned"      // a lost node is alive again
 	NodeChanged       EventKind = "node-changed"       // it was cordoned, drained or given back: see Reason
+	NodeDrained       EventKind = "node-drained"       // the last task of a node that is drained is gone
+	DrainEnded        EventKind = "drain-ended"        // its deadline has passed before that: see Reason
 	ServiceScaled     EventKind = "service-scaled"     // its autoscaler changed the number of tasks: see Scale and Message
 )
 

@@ -238,6 +238,7 @@ func decodeWorkload(namespace, name string, rec record.Service, at *record.Revis
 		},
 	}
 	s.scaled(&w)
+	w.Budget = s.Budget.control()
 	w.Global = s.Mode == Global
 	if st := s.Stateful; st != nil {
 		w.Stateful = &control.Stateful{

@@ -17,36 +17,7 @@ func (f *Fleet) Cordon(ctx context.Context, node string) error {
 
 // Uncordon lets new tasks onto a node again, also after [Fleet.Drain].
 func (f *Fleet) Uncordon(ctx context.Context, node string) error {
-	return f.setNode(ctx, node, func(s *record.NodeSpec) { s.Cordoned, s.Drain = false, false })
-}
-
-// Drain keeps new tasks off a node and moves its own to others, by each
-// service's way of updating: where tasks start first, no service has fewer
-// ready tasks than replicas in the meantime. It returns when none is left on
-// the node, or with ctx's error; the node is being drained then, until
-// [Fleet.Uncordon].
-func (f *Fleet) Drain(ctx context.Context, node string) error {
-	if err := f.setNode(ctx, node, func(s *record.NodeSpec) { s.Drain = true }); err != nil {
-		return err
-	}
-	ctx, done, err := f.begin(ctx)
-	if err != nil {
-		return err
-	}
-	defer done()
-	prefix := record.Key(record.Tasks, node, "")
-	for {
-		snapshot, err := f.store.List(ctx, prefix)
-		if err != nil {
-			return err
-		}
-		if len(snapshot.Items) == 0 {
-			return nil
-		}
-		if err := f.next(ctx, []string{prefix}, snapshot.Revision); err != nil {
-			return fmt.Errorf("drain node %s, which has %d tasks left: %w", node, len(snapshot.Items), err)
-		}
-	}
+	return f.setNode(ctx, node, func(s *record.NodeSpec) { s.Cordoned, s.Drain, s.Draining = false, false, nil })
 }
 
 func (f *Fleet) setNode(ctx context.Context, node string, set func(*record.NodeSpec)) error {

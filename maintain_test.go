@@ -16,8 +16,9 @@ import (
 	"github.com/orchestrate-go/orchestrate/store"
 )
 
-// addNode runs a second node over the store of a fleet.
-func addNode(t *testing.T, s store.Store, id string) {
+// addNode runs a second node over the store of a fleet, until stop or the end of
+// the test.
+func addNode(t *testing.T, s store.Store, id string) (stop func()) {
 	t.Helper()
 	rt := runtimememory.New(runtimememory.Options{})
 	network := networkmemory.New(networkmemory.Options{})
@@ -40,6 +41,10 @@ func addNode(t *testing.T, s store.Store, id string) {
 		wg.Wait()
 		rt.Close()
 	})
+	return func() {
+		cancel()
+		wg.Wait()
+	}
 }
 
 func TestDrain(t *testing.T) {

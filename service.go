@@ -44,6 +44,10 @@ type Service struct {
 
 	Update UpdatePolicy `json:"update,omitzero"`
 
+	// Budget is how many tasks serve at least while they are moved: off a node
+	// that is drained, or because of [Fleet.Evict].
+	Budget Budget `json:"budget,omitzero"`
+
 	// Autoscale, when set, has the number of tasks follow their load. Replicas
 	// is then the number to begin with, kept within Min and Max. See [WithMetric]
 	// for metrics of the application's own. Not for [Global].

@@ -131,6 +131,7 @@ func (s Service) problems() []Problem {
 	c.exclusive(&s)
 	c.modes(&s)
 	c.autoscale(&s)
+	c.budget(&s)
 	if data, err := json.Marshal(s); err != nil {
 		c.add("", nil, "cannot be written as JSON: %v", err)
 	} else if len(data) > MaxSpecBytes {

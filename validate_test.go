@@ -103,6 +103,13 @@ var malformed = []struct {
 		s.Autoscale = scaledBy("cpu")
 		s.Mode, s.Replicas, s.Placement.MaxPerNode = Global, 0, 0
 	}},
+	{"budget of nothing that can be read", "budget.minAvailable", func(s *Service, c *Container) { s.Budget.MinAvailable = "most" }},
+	{"budget of more than all", "budget.maxUnavailable", func(s *Service, c *Container) { s.Budget.MaxUnavailable = "101%" }},
+	{"budget said twice", "budget.maxUnavailable", func(s *Service, c *Container) { s.Budget = Budget{"1", "1"} }},
+	{"budget of a global service", "budget", func(s *Service, c *Container) {
+		s.Budget.MinAvailable = "1"
+		s.Mode, s.Replicas, s.Placement.MaxPerNode = Global, 0, 0
+	}},
 	{"replicas absurd", "replicas", func(s *Service, c *Container) { s.Replicas = MaxReplicas + 1 }},
 	{"track too often", "track.every", func(s *Service, c *Container) { s.Track.Every = time.Second }},
 	{"track in a negative time", "track.every", func(s *Service, c *Container) { s.Track.Every = -time.Hour }},

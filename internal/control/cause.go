@@ -31,6 +31,9 @@ func (w *writer) whyStop(t *task, reason string) record.Cause {
 	switch c.Reason = reason; reason {
 	case record.ReasonDrained:
 		c.Actor, c.Trigger = cmp.Or(t.node.spec.Actor, record.ActorApplication), "node/"+t.node.id
+		if t.evicted && !t.node.leaving() {
+			c.Actor, c.Trigger = w.evictor(t), ""
+		}
 	case record.ReasonNodeLost:
 		c.Actor, c.Trigger = record.ActorPlanner, "node/"+t.node.id
 	case record.ReasonRolled, record.ReasonFailed, record.ReasonUnhealthy:
@@ -42,6 +45,9 @@ func (w *writer) whyStop(t *task, reason string) record.Cause {
 	}
 	return c
 }
+
+// evictor is who asked for t to be moved.
+func (w *writer) evictor(t *task) string { return cmp.Or(t.evictor, record.ActorApplication) }
 
 // whyStart is why a task is started in a slot.
 func (w *writer) whyStart(v *view, t *record.Task) record.Cause {
@@ -70,6 +76,8 @@ func (w *writer) whyStart(v *view, t *record.Task) record.Cause {
 		c.Reason, c.Trigger = record.ReasonUpdated, "task/"+before.rec.ID
 	case before.lost():
 		c.Actor, c.Reason, c.Trigger = record.ActorPlanner, record.ReasonNodeLost, "node/"+before.node.id
+	case before.evicted:
+		c.Actor, c.Reason, c.Trigger = w.evictor(before), record.ReasonDrained, "task/"+before.rec.ID
 	case before.node.leaving():
 		c.Actor, c.Reason, c.Trigger = cmp.Or(before.node.spec.Actor, record.ActorApplication), record.ReasonDrained, "node/"+before.node.id
 	case before.rec.Stop != nil && before.rec.Stop.Reason == record.ReasonPreempted:

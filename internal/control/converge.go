@@ -17,6 +17,9 @@ import (
 // takes those that do not serve first. And a task is started beside another of
 // its slot only where there are fewer than MaxSurge such.
 func (v *view) converge() {
+	if v.evacuate() {
+		return
+	}
 	if v.work.Stateful != nil {
 		v.dropSlots()
 		v.fillSlots()
@@ -144,6 +147,13 @@ func (v *view) startIn(number int, from *task) {
 		return
 	}
 	st := start{slot: number, from: from, reach: v.reach(number)}
+	if s := v.slot(number); s != nil && v.global == nil {
+		for _, t := range s.tasks {
+			if t.evicted && t.live() {
+				st.avoid = t.node.id
+			}
+		}
+	}
 	if v.base != nil && from == nil && v.spared(number) {
 		st.work = v.base
 	}
@@ -198,7 +208,7 @@ func (v *view) roll() {
 	// retire stops an outdated task if the promise allows it.
 	retire := func(t *task) bool {
 		if t.available() {
-			if serving-1 < n-p.unavailable {
+			if serving-1 < v.floor(t, p) {
 				return false
 			}
 			serving--

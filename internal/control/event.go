@@ -32,6 +32,8 @@ const (
 	VolumesErased     EventKind = "volumes-erased"     // the volumes of a slot are to be deleted
 	NodeLost          EventKind = "node-lost"          // a node was silent for too long
 	NodeReturned      EventKind = "node-returned"      // a lost node is alive again
+	NodeDrained       EventKind = "node-drained"       // the last task of a node that is drained is gone
+	DrainEnded        EventKind = "drain-ended"        // its deadline has passed before that
 	RecordIgnored     EventKind = "record-ignored"     // a record cannot be read; Message says which
 )
 

@@ -22,14 +22,15 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // spec is the spec of a service in these tests.
 type spec struct {
-	Replicas int            `json:"replicas"`
-	Image    string         `json:"image"` // what its tasks do: see agent
-	Memory   int64          `json:"memory"`
-	Priority int32          `json:"priority"`
-	Networks []string       `json:"networks,omitempty"`
-	Ports    []record.Port  `json:"ports,omitempty"`
-	Update   control.Update `json:"update"`
-	Labels   string         `json:"labels"` // of no consequence
+	Replicas int             `json:"replicas"`
+	Image    string          `json:"image"` // what its tasks do: see agent
+	Memory   int64           `json:"memory"`
+	Priority int32           `json:"priority"`
+	Networks []string        `json:"networks,omitempty"`
+	Ports    []record.Port   `json:"ports,omitempty"`
+	Update   control.Update  `json:"update"`
+	Labels   string          `json:"labels"` // of no consequence
+	Budget   *control.Budget `json:"budget,omitempty"`
 
 	Global     bool              `json:"global,omitempty"`
 	Constraint string            `json:"constraint,omitempty"`
@@ -54,7 +55,7 @@ func decode(namespace, name string, rec record.Service, at *record.Revision) (co
 	w := control.Workload{
 		Namespace: namespace, Name: name, Replicas: s.Replicas, Hash: s.Image, Revision: rec.Revision,
 		Template: template, Request: scheduler.Request{Resources: scheduler.Resources{Memory: s.Memory}, Priority: s.Priority},
-		Networks: s.Networks, Ports: s.Ports, Update: s.Update, Global: s.Global, Stateful: s.Stateful,
+		Networks: s.Networks, Ports: s.Ports, Update: s.Update, Global: s.Global, Stateful: s.Stateful, Budget: s.Budget,
 	}
 	if s.Stateful != nil {
 		w.Update.StopFirst = true

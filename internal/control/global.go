@@ -87,6 +87,9 @@ func (s *State) globalize(svc *service, w *Workload, slots map[int]record.Slot) 
 // concerned leaves away the tasks that nodes keep as they are.
 func (s *State) concerned(svc *service, g *global, r *scheduler.Request) []*task {
 	kept := func(t *task) bool {
+		if t.live() && t.node.leaving() && !t.node.forced() && !t.last() {
+			return true
+		}
 		return !g.wants(t.node) && !t.over() && t.rec.Stop == nil && t.node.rec != nil && s.fits(r, t.node)
 	}
 	if !slices.ContainsFunc(svc.tasks, kept) {

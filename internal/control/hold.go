@@ -21,9 +21,15 @@ import "github.com/orchestrate-go/orchestrate/internal/record"
 // demand is in the store, as that of a spec is.
 func (v *view) hold() {
 	u, p := &v.work.Update, v.pace()
+	if v.evacuate() {
+		return
+	}
 	budget, spare := min(p.parallel, p.surge), p.unavailable-v.work.Replicas
+	if b := v.work.Budget; b != nil {
+		spare = -b.of(v.work.Replicas)
+	}
 	for _, t := range v.tasks {
-		if t.live() && t.node.leaving() && v.heir(t) != nil {
+		if t.live() && t.leaving() && v.heir(t) != nil {
 			budget--
 		}
 		if t.available() {
@@ -47,14 +53,14 @@ func (v *view) hold() {
 				v.stop(t, record.ReasonNodeLost)
 			}
 		case !t.live():
-		case heir != nil && !t.node.leaving():
+		case heir != nil && !t.leaving():
 			// Both run: the older one was lost, and returned.
 			if v.better(t, heir) {
 				v.stop(heir, record.ReasonScaled)
 			} else {
 				v.stop(t, record.ReasonScaled)
 			}
-		case !t.node.leaving():
+		case !t.leaving():
 			v.settles(t)
 		case t.available() && !v.proven(t): // it is about to
 		case !v.proven(t), heir != nil && v.settles(heir):
@@ -102,7 +108,7 @@ func (v *view) successor(t *task) *task {
 
 // heir is t's successor, if that is there to stay.
 func (v *view) heir(t *task) *task {
-	if h := v.successor(t); h != nil && !h.node.leaving() {
+	if h := v.successor(t); h != nil && !h.leaving() {
 		return h
 	}
 	return nil

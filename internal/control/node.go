@@ -25,13 +25,14 @@ type node struct {
 	tasks   map[*task]struct{}
 	volumes map[*slotVolume]struct{}
 	timer   timer
+	// late says that the deadline of its drain, for which there is the timer, has
+	// passed.
+	late  bool
+	drain timer
 }
 
 // lost reports whether the node's tasks are to be replaced.
 func (n *node) lost() bool { return n.rec == nil || n.silent || n.vouched() }
-
-// leaving reports whether the node is to have no tasks.
-func (n *node) leaving() bool { return n.spec.Drain }
 
 func (s *State) node(id string) *node {
 	if n := s.nodes[id]; n != nil {
@@ -39,6 +40,7 @@ func (s *State) node(id string) *node {
 	}
 	n := &node{id: id, tasks: map[*task]struct{}{}, volumes: map[*slotVolume]struct{}{}}
 	n.timer.due = func() { s.silence(n) }
+	n.drain.due = func() { s.endDrain(n) }
 	s.nodes[id] = n
 	return n
 }
@@ -47,6 +49,7 @@ func (s *State) forgetNode(n *node) {
 	if n.rec == nil && !n.alive && len(n.tasks)+len(n.volumes) == 0 && !n.spec.Drain && !n.spec.Cordoned && n.spec.Labels == nil && n.spec.Taints == nil {
 		delete(s.nodes, n.id)
 		s.timers.set(&n.timer, time.Time{})
+		s.timers.set(&n.drain, time.Time{})
 	}
 }
 
@@ -118,10 +121,14 @@ func (s *State) changeNodeSpec(id string, c store.Change) error {
 			return err
 		}
 	}
-	moved := spec.Drain != n.spec.Drain || spec.Fenced != n.spec.Fenced
+	left, forced, fenced := n.leaving(), n.forced(), n.spec.Fenced
 	n.spec = spec
-	if moved {
+	s.watchDrain(n)
+	if n.leaving() != left || n.forced() != forced || spec.Fenced != fenced {
 		s.markTasks(n)
+		if !left {
+			s.left(n)
+		}
 	}
 	if n.rec == nil {
 		s.forgetNode(n)
@@ -188,8 +195,8 @@ func (s *State) lose(n *node, why string) {
 func (s *State) offer(n *node) error {
 	spec := n.rec.Node
 	spec.Ready = n.alive
-	spec.Paused = spec.Paused || n.spec.Cordoned
-	spec.Drained = spec.Drained || n.spec.Drain
+	spec.Paused = spec.Paused || n.spec.Cordoned || n.spec.Drain
+	spec.Drained = spec.Drained || n.leaving()
 	if len(n.spec.Labels) > 0 {
 		labels := maps.Clone(spec.Labels)
 		if labels == nil {

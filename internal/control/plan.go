@@ -42,6 +42,7 @@ func (s *State) Plan(now time.Time) Plan {
 		s.plan(svc, &p)
 	}
 	clear(s.dirty)
+	p.Writes = append(p.Writes, s.forgetEvictions()...)
 	p.Writes = append(p.Writes, s.kept.forget()...)
 	p.Wake = s.timers.next()
 	return p
@@ -83,6 +84,7 @@ func (s *State) plan(svc *service, p *Plan) {
 	v.decide()
 	s.slots = v.slots
 	placed := s.place(v)
+	v.yield(placed.tasks)
 	switch {
 	case placed.invalid && v.attempt().State == record.Progressing:
 		a := v.attempt()

@@ -46,6 +46,7 @@ func (p *promises) check(plan control.Plan) {
 	keys := map[string]bool{}
 	retired := map[string]int{} // by service: tasks that served and are stopped for another to take their place
 	stopped := map[string]int{}
+	moved := map[string]int{} // of those that are retired, because they are to go elsewhere
 	failed := map[string]bool{}
 	starts, told := map[string][]record.Task{}, map[string]bool{}
 	for name := range s.specs {
@@ -84,6 +85,9 @@ func (p *promises) check(plan control.Plan) {
 			if t.Stop.Reason == record.ReasonUpdated || t.Stop.Reason == record.ReasonRolled || t.Stop.Reason == record.ReasonDrained {
 				retired[t.Service]++
 			}
+			if t.Stop.Reason == record.ReasonDrained {
+				moved[t.Service]++
+			}
 		}
 	}
 	for name := range starts {
@@ -99,6 +103,11 @@ func (p *promises) check(plan control.Plan) {
 			continue
 		}
 		floor, serving := sp.Replicas-sp.unavailable(), -stopped[name]
+		if sp.Budget != nil && moved[name] == n {
+			floor = sp.budget()
+		} else if sp.Budget != nil {
+			floor = min(floor, sp.budget())
+		}
 		for _, t := range s.tasks(name) {
 			if s.serves(t) {
 				serving++
@@ -133,6 +142,14 @@ func (sp spec) unavailable() int {
 		return max(1, n)
 	}
 	return n
+}
+
+// budget is how many replicas of sp serve at least while tasks are moved.
+func (sp spec) budget() int {
+	if sp.Budget.Unavailable {
+		return sp.Replicas - share(sp.Budget.Amount, sp.Replicas, down)
+	}
+	return min(sp.Replicas, share(sp.Budget.Amount, sp.Replicas, up))
 }
 
 // surge is how many tasks there may be beside others in their slots.

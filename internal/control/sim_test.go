@@ -134,7 +134,7 @@ func (s *sim) hear(e control.Event) {
 		s.printf("no place for %s: %s", e.Service, strings.ReplaceAll(e.Message, "\n", " "))
 	case control.TaskFailed:
 		s.printf("counted: %s failed: %s", s.alias(e.Task), e.Message)
-	case control.NodeLost, control.NodeReturned, control.RecordIgnored:
+	case control.NodeLost, control.NodeReturned, control.RecordIgnored, control.NodeDrained, control.DrainEnded:
 		s.printf("%s %s", e.Kind, strings.TrimSpace(e.Node+" "+e.Message))
 	}
 }
@@ -155,6 +155,8 @@ func (s *sim) tell(w store.Write) {
 		} else {
 			s.printf("start %s on %s: %s", s.alias(t.ID), t.Node, t.Hash)
 		}
+	case strings.HasPrefix(w.Key, record.Evictions):
+		s.printf("forget that %s is evicted", s.alias(name))
 	case w.Delete:
 		s.printf("delete %s", strings.Join(strings.Split(w.Key, "/")[1:], " "))
 	case strings.HasPrefix(w.Key, record.Rollouts):

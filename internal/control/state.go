@@ -50,7 +50,9 @@ type State struct {
 	tasks    map[string]*task // by NODE/ID
 	ids      map[string]int   // how many tasks have an ID: one, if all is well
 	volumes  map[string]*slotVolume
-	globals  map[*service]struct{} // whose tasks follow the nodes
+	// evictions are of tasks by NODE/ID.
+	evictions map[string]record.Eviction
+	globals   map[*service]struct{} // whose tasks follow the nodes
 
 	dirty  map[*service]struct{} // to be planned
 	hungry map[*service]struct{} // have replicas without a place
@@ -97,6 +99,9 @@ type task struct {
 	// since is when the task was seen to have become ready; zero unless it is
 	// ready. It is the leader's clock: a node's may be wrong by anything.
 	since time.Time
+	// evicted says that somebody, the evictor, asked for it to be moved.
+	evicted bool
+	evictor string
 }
 
 // over reports whether the agent is done with the task.
@@ -124,18 +129,19 @@ func NewState(config Config) *State {
 		config.LostAfter = DefaultLostAfter
 	}
 	return &State{
-		config:   config,
-		cluster:  scheduler.NewCluster(),
-		services: map[string]*service{},
-		nodes:    map[string]*node{},
-		networks: map[string]*network{},
-		tasks:    map[string]*task{},
-		ids:      map[string]int{},
-		volumes:  map[string]*slotVolume{},
-		globals:  map[*service]struct{}{},
-		dirty:    map[*service]struct{}{},
-		hungry:   map[*service]struct{}{},
-		kept:     newKept(config.KeepEventsEach, config.KeepEvents),
+		config:    config,
+		cluster:   scheduler.NewCluster(),
+		services:  map[string]*service{},
+		nodes:     map[string]*node{},
+		networks:  map[string]*network{},
+		tasks:     map[string]*task{},
+		ids:       map[string]int{},
+		volumes:   map[string]*slotVolume{},
+		evictions: map[string]record.Eviction{},
+		globals:   map[*service]struct{}{},
+		dirty:     map[*service]struct{}{},
+		hungry:    map[*service]struct{}{},
+		kept:      newKept(config.KeepEventsEach, config.KeepEvents),
 	}
 }
 
@@ -148,7 +154,7 @@ func (s *State) Revision() int64 { return s.revision }
 // loadOrder is the order in which the records of a snapshot are taken in: what
 // refers to something comes after it.
 var loadOrder = [...]string{
-	record.Nodes, record.NodeSpecs, record.Alive, record.Networks, record.Scales,
+	record.Nodes, record.NodeSpecs, record.Alive, record.Networks, record.Scales, record.Evictions,
 	record.Services, record.Rollouts, record.Frontends, record.Volumes, record.Tasks, record.Statuses, record.Oblivion,
 }
 
@@ -240,6 +246,8 @@ func (s *State) change(c store.Change) {
 		err = s.changeVolume(rest, c)
 	case record.Scales:
 		err = s.changeScale(rest, c)
+	case record.Evictions:
+		err = s.changeEviction(rest, c)
 	}
 	if err != nil {
 		s.ignore(c.Item.Key, err)
@@ -287,7 +295,7 @@ func (s *service) atRest() bool {
 		return false
 	}
 	for _, t := range s.tasks {
-		if !t.available() || t.node.leaving() || t.rec.Hash != r.Hash {
+		if !t.available() || t.leaving() || t.rec.Hash != r.Hash {
 			return false
 		}
 	}
@@ -425,6 +433,9 @@ func (s *State) changeTask(key string, c store.Change) error {
 		return err
 	}
 	t := &task{rec: rec, service: svc, node: s.node(rec.Node)}
+	if e, evicted := s.evictions[key]; evicted {
+		t.evicted, t.evictor = true, e.Actor
+	}
 	s.tasks[key] = t
 	s.ids[rec.ID]++
 	t.node.tasks[t] = struct{}{}
@@ -449,6 +460,7 @@ func (s *State) dropTask(key string, t *task) {
 		delete(s.ids, t.rec.ID)
 	}
 	delete(t.node.tasks, t)
+	s.left(t.node)
 	s.forgetNode(t.node)
 	svc := t.service
 	at, _ := slices.BinarySearchFunc(svc.tasks, t, compareTasks)

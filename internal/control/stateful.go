@@ -139,7 +139,7 @@ func (v *view) rollSlots() {
 	budget := p.parallel - (v.work.Replicas - settled - len(candidates))
 	for _, s := range candidates {
 		if s.available > 0 {
-			if budget <= 0 || serving-1 < v.work.Replicas-p.unavailable {
+			if budget <= 0 || serving-1 < v.floor(v.bestOutdated(s), p) {
 				return
 			}
 			serving--

@@ -71,6 +71,8 @@ func TestStories(t *testing.T) {
 //	fence ID                    someone vouches that nothing of it runs
 //	silent|returns|deleted ID   it is heard no more; again; its record goes
 //	drain|cordon|use ID         what the application wants of it
+//	drain ID DURATION [force]   with a deadline
+//	evict TASK...               moves them; * is any text in a name
 //	network NAME RANGE...       a network with these virtual ranges
 //	apply NAME key=value...     see applied; what is not named stays as it was
 //	remove NAME
@@ -126,6 +128,10 @@ func (s *sim) play(line string) {
 	case "deleted":
 		s.commit(store.Delete(record.Key(record.Nodes, args[0])))
 	case "drain", "cordon", "use":
+		if len(args) > 1 {
+			s.drain(args[0], s.duration(args[1]), len(args) > 2)
+			break
+		}
 		s.commit(store.Put(record.Key(record.NodeSpecs, args[0]), marshal(s.t, record.NodeSpec{
 			Drain: words[0] == "drain", Cordoned: words[0] != "use",
 		})))
@@ -139,6 +145,8 @@ func (s *sim) play(line string) {
 		s.apply(args[0], s.applied(s.specs[args[0]], args[1:]))
 	case "broken":
 		s.commit(store.Put(record.Key(record.Services, "default", args[0]), []byte(`{"spec": "?", "hash": "?"}`)))
+	case "evict":
+		s.evict(args...)
 	case "remove":
 		s.commit(store.Delete(record.Key(record.Services, "default", args[0])))
 		delete(s.specs, args[0])
@@ -218,6 +226,8 @@ func (s *sim) applied(sp spec, words []string) spec {
 			sp.Networks = strings.Split(value, ",")
 		case "port":
 			sp.Ports = []record.Port{{Protocol: "tcp", Port: uint16(s.number(value)), Virtual: uint16(s.number(value))}}
+		case "budget", "down":
+			sp.Budget = &control.Budget{Amount: s.amount(value), Unavailable: key == "down"}
 		case "parallelism":
 			sp.Update.Parallelism = s.amount(value)
 		case "surge":

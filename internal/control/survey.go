@@ -89,7 +89,7 @@ func (v *view) wanted(t *task) bool {
 	if v.global != nil && v.global.node[t.rec.Slot] != t.node.id || v.work.Stateful != nil && !t.rec.Fenced() {
 		return false
 	}
-	return (v.anyTemplate || t.rec.Hash == v.work.Hash || v.spared(t.rec.Slot)) && !t.node.leaving()
+	return (v.anyTemplate || t.rec.Hash == v.work.Hash || v.spared(t.rec.Slot)) && !t.leaving()
 }
 
 // outdated reports whether t is live and to be replaced.

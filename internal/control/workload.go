@@ -28,6 +28,9 @@ type Workload struct {
 	Networks []string
 	Ports    []record.Port
 	Update   Update
+	// Budget is how many replicas serve at least while tasks are moved; nil is as
+	// many as while they are updated. See budget.go.
+	Budget *Budget
 
 	// Global is one task on each eligible node; Replicas is their number then,
 	// which the planner sets. See global.go.

@@ -155,6 +155,7 @@ type NodeSpec struct {
 	Labels   map[string]string `json:"labels,omitempty"`
 	Cordoned bool              `json:"cordoned,omitempty"` // takes no new task
 	Drain    bool              `json:"drain,omitempty"`    // and gives up the ones it has
+	Draining *Draining         `json:"draining,omitempty"` // how
 	Taints   []scheduler.Taint `json:"taints,omitempty"`
 	// Actor is who wrote it last.
 	Actor string `json:"actor,omitempty"`
