@@ -31,9 +31,10 @@ type Member struct {
 
 	renewing sync.Mutex // one renewal at a time
 
-	mu    sync.Mutex // guards what follows
-	cert  *tls.Certificate
-	roots []*x509.Certificate
+	mu     sync.Mutex // guards what follows
+	cert   *tls.Certificate
+	roots  []*x509.Certificate
+	mirror string // folder that gets them as files; empty: none
 }
 
 func newMember(id ID) *Member { return &Member{id: id, now: time.Now} }
@@ -237,7 +238,51 @@ func (m *Member) take(g grant, key crypto.Signer) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.cert, m.roots = cert, g.roots
-	return nil
+	return m.writeMirror()
+}
+
+// The files that Mirror writes.
+const (
+	FileCert  = "cert.pem"
+	FileKey   = "key.pem"
+	FileRoots = "ca.pem"
+)
+
+// Mirror keeps certificate, key and authorities as files in a folder, now and
+// after each renewal, for servers that take no other form: see FileCert, FileKey
+// and FileRoots.
+func (m *Member) Mirror(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.mirror = dir
+	return m.writeMirror()
+}
+
+// writeMirror writes the files. m.mu is held.
+func (m *Member) writeMirror() error {
+	if m.mirror == "" || m.cert == nil {
+		return nil
+	}
+	key, err := marshalKey(m.cert.PrivateKey.(crypto.Signer))
+	if err != nil {
+		return err
+	}
+	var chain []*x509.Certificate
+	for _, der := range m.cert.Certificate {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return err
+		}
+		chain = append(chain, c)
+	}
+	return errors.Join(
+		writeFile(filepath.Join(m.mirror, FileKey), key),
+		writeFile(filepath.Join(m.mirror, FileCert), marshalCerts(chain...)),
+		writeFile(filepath.Join(m.mirror, FileRoots), marshalCerts(m.roots...)),
+	)
 }
 
 // ask returns the renewal at a registrar.

@@ -30,7 +30,7 @@ func TestIngress(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = m.store.Commit(context.Background(), store.Txn{Writes: []store.Write{
-			store.Put(record.Key(record.Endpoints, orchestrate.DefaultNetwork, "default", "web", "web.9.x"), elsewhere),
+			store.Put(record.Key(record.Endpoints, "n2", orchestrate.DefaultNetwork, "default", "web", "web.9.x"), elsewhere),
 		}})
 		if err != nil {
 			t.Fatal(err)

@@ -198,6 +198,6 @@ func (o *outbox) settle(upTo uint64) {
 // statusKey and endpointKey are the keys of a task's records.
 func statusKey(node, task string) string { return record.Key(record.Statuses, node, task) }
 
-func endpointKey(network string, t *record.Task) string {
-	return record.Key(record.Endpoints, network, t.Namespace, t.Service, t.ID)
+func endpointKey(node, network string, t *record.Task) string {
+	return record.Key(record.Endpoints, node, network, t.Namespace, t.Service, t.ID)
 }

@@ -117,7 +117,7 @@ func (t *traffic) publish(e localEndpoint) {
 	for n, addrs := range e.addresses {
 		rec := e.record(addrs)
 		rec.Node = t.agent.id()
-		t.agent.out.put(endpointKey(n, &e.task), rec, true)
+		t.agent.out.put(endpointKey(t.agent.id(), n, &e.task), rec, true)
 	}
 }
 
@@ -187,7 +187,7 @@ func (t *traffic) remove(task string, name bool) <-chan struct{} {
 		t.publish(e)
 	} else {
 		for n := range e.addresses {
-			t.agent.out.delete(endpointKey(n, &e.task))
+			t.agent.out.delete(endpointKey(t.agent.id(), n, &e.task))
 		}
 	}
 	t.kick()
@@ -525,7 +525,7 @@ func (e *endpoints) Apply(b store.Batch) error {
 
 // read reports whether the endpoint is of another node.
 func (e *endpoints) read(item store.Item) bool {
-	parts := record.Split(item.Key, record.Endpoints, 4)
+	parts := record.Split(item.Key, record.Endpoints, 5)
 	if parts == nil {
 		return false
 	}
@@ -534,6 +534,7 @@ func (e *endpoints) read(item store.Item) bool {
 		e.log.Error("cannot read an endpoint's record", "key", item.Key, "error", err)
 		return false
 	}
-	e.all[item.Key] = remote{network: parts[0], service: parts[1] + "/" + parts[2], Endpoint: rec}
+	rec.Node = parts[0] // what the node may write under, whatever it says
+	e.all[item.Key] = remote{network: parts[1], service: parts[2] + "/" + parts[3], Endpoint: rec}
 	return rec.Node != e.agent.id()
 }

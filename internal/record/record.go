@@ -29,7 +29,7 @@ const (
 	Statuses  = "/status/"    // NODE/ID    agent        Status
 	Nodes     = "/nodes/"     // ID         agent        Node
 	Alive     = "/alive/"     // ID         agent        (leased)
-	Endpoints = "/endpoints/" // NET/NS/SERVICE/TASK  agent  Endpoint (leased)
+	Endpoints = "/endpoints/" // NODE/NET/NS/SERVICE/TASK  agent  Endpoint (leased)
 	Leader    = "/leader"     //            elected      (leased)
 
 	// Events of one commit. Whoever decides writes the key once, in the commit

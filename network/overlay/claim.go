@@ -21,9 +21,13 @@ import (
 // Keys of the store. A slice's key has its number, so that whoever makes the
 // key has the slice, and nobody else can.
 const (
-	keySlices  = "/overlay/slices/"  // NETWORK/NUMBER -> slice
-	keyNumbers = "/overlay/numbers/" // VXLAN number -> name of the network
+	keySlices  = Keys + "slices/"  // NETWORK/NUMBER -> slice
+	keyNumbers = Keys + "numbers/" // VXLAN number -> name of the network
 )
+
+// Keys is what all keys of this package begin with. Every node reads and writes
+// them.
+const Keys = "/overlay/"
 
 // slice is where a part of a network is.
 type slice struct {
