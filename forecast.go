@@ -26,6 +26,12 @@ type Forecast struct {
 	// Took is the time it would take at least: monitor windows, and deadlines
 	// that pass.
 	Took time.Duration `json:"took"`
+	// Approximate says that tasks would wait for room that others give up, or for
+	// their predecessors to stop. Which of them gets which room then depends on the
+	// order in which nodes come to it: what becomes of the services may differ from
+	// what is said here, where they compete for the last room, and the nodes of
+	// such tasks may. Without it, tasks go where it is said.
+	Approximate bool `json:"approximate,omitempty"`
 	// Open says that something would still go on then: what waits for a call,
 	// such as a promotion, or comes again and again.
 	Open bool `json:"open,omitempty"`
@@ -116,7 +122,7 @@ type PlannedNode struct {
 }
 
 func readForecast(r *control.Rehearsal, now time.Time) Forecast {
-	f := Forecast{Took: r.Took, Open: r.Open, Total: PlannedNode{Usable: true}}
+	f := Forecast{Took: r.Took, Open: r.Open, Approximate: r.Approximate, Total: PlannedNode{Usable: true}}
 	for i := range r.Services {
 		f.Services = append(f.Services, readRehearsed(&r.Services[i], now))
 	}
@@ -223,6 +229,9 @@ func (f *Forecast) String() string {
 	fmt.Fprintf(&b, "takes at least %v", f.Took.Round(time.Millisecond))
 	if f.Open {
 		b.WriteString(", and goes on then")
+	}
+	if f.Approximate {
+		b.WriteString("; tasks wait for room, so where exactly they go may differ")
 	}
 	b.WriteByte('\n')
 	return b.String()

@@ -390,6 +390,10 @@ func (c *PlannedChange) object(spec json.RawMessage) (Object, error) {
 	return decodeObject(c.Kind, spec)
 }
 
+// undoable reports whether there is something to undo: the spec of a rollout
+// that is tried again stays as it is.
+func (c *PlannedChange) undoable() bool { return !c.Implicit && string(c.Before) != string(c.After) }
+
 // Inverse returns the objects that undo p when they are applied after it: specs
 // as they were, and the removal of those that were not there. Networks made on
 // first use stay. [Fleet.PlanUndo] plans that, and makes sure that nothing else
@@ -397,7 +401,7 @@ func (c *PlannedChange) object(spec json.RawMessage) (Object, error) {
 func (p *Plan) Inverse() ([]Object, error) {
 	var objects []Object
 	for _, c := range p.Changes {
-		if c.Implicit {
+		if !c.undoable() {
 			continue
 		}
 		o, err := c.object(c.Before)
@@ -439,7 +443,7 @@ func (f *Fleet) PlanUndo(ctx context.Context, p *Plan) (*Plan, error) {
 	}
 	for _, c := range p.Changes {
 		before, changes := made[c.Kind+"/"+c.Name]
-		if !c.Implicit && (!changes || string(before) != string(c.After)) {
+		if c.undoable() && (!changes || string(before) != string(c.After)) {
 			later = append(later, c.Kind+" "+c.Name+" is not what the plan made it")
 		}
 	}

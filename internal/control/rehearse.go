@@ -33,6 +33,10 @@ type Rehearsal struct {
 	// Took is the time that would pass at least: of the monitor windows, and of
 	// deadlines that pass.
 	Took time.Duration
+	// Approximate says that tasks wait for room that others give up, or for their
+	// predecessors to stop: who gets which room depends on the order in which
+	// agents come to it, which is not known.
+	Approximate bool
 	// Open says that something was still going on at the end, which was set to it.
 	Open bool
 }
@@ -114,7 +118,7 @@ func (s *State) Rehearse(change []store.Write, now time.Time, opts RehearseOptio
 		}
 	}
 	open := r.play(now.Add(horizon))
-	out := Rehearsal{Events: r.events, Took: r.moved.Sub(now), Open: open}
+	out := Rehearsal{Events: r.events, Took: r.moved.Sub(now), Open: open, Approximate: r.approximate}
 	for _, key := range slices.Sorted(maps.Keys(r.cast)) {
 		if c := r.cast[key]; c.asked || c.steps() {
 			out.Services = append(out.Services, r.ending(key, c))
@@ -143,7 +147,9 @@ type rehearsal struct {
 	events []Event
 	// unready are the tasks that may need an answer.
 	unready map[*task]bool
-	going   map[string]bool // tasks that had been told to stop before, by ID
+	// approximate is Rehearsal's.
+	approximate bool
+	going       map[string]bool // tasks that had been told to stop before, by ID
 }
 
 // cast is who takes part of a service.
@@ -282,6 +288,10 @@ func (r *rehearsal) hear(e *Event) {
 	case TaskPlaced:
 		c.placed[e.Task] = *e
 		c.no = nil
+		if svc := r.state.services[e.Namespace+"/"+e.Service]; svc != nil {
+			waited := svc.rollout != nil && svc.rollout.Unplaced != ""
+			r.approximate = r.approximate || waited || svc.work.Update.StopFirst && strings.HasPrefix(e.Cause.Trigger, "task/")
+		}
 	case TaskStopping, TaskDeleted:
 		if _, new := c.placed[e.Task]; new {
 			delete(c.placed, e.Task)
@@ -291,6 +301,7 @@ func (r *rehearsal) hear(e *Event) {
 		}
 	case TaskUnplaced:
 		c.no = e.Decision
+		r.approximate = true
 	}
 }
 
