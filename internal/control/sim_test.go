@@ -49,14 +49,19 @@ func newSim(t testing.TB) *sim {
 
 // lead is a new leader that takes over.
 func (s *sim) lead() {
-	snapshot := store.Snapshot{Revision: s.rev}
-	for _, i := range s.kv {
-		snapshot.Items = append(snapshot.Items, i)
-	}
-	slices.SortFunc(snapshot.Items, func(a, b store.Item) int { return strings.Compare(a.Key, b.Key) })
+	snapshot := store.Snapshot{Revision: s.rev, Items: s.items()}
 	s.state = control.NewState(control.Config{Decode: decode, Place: s.place})
 	s.state.Load(snapshot, s.now)
 	s.plan()
+}
+
+// items are what is in the store, by key.
+func (s *sim) items() (items []store.Item) {
+	for _, i := range s.kv {
+		items = append(items, i)
+	}
+	slices.SortFunc(items, func(a, b store.Item) int { return strings.Compare(a.Key, b.Key) })
+	return items
 }
 
 // commit writes to the store and tells the planner.

@@ -1,0 +1,197 @@
+package orchestrate
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/orchestrate-go/orchestrate/internal/record"
+	"github.com/orchestrate-go/orchestrate/scheduler"
+	"github.com/orchestrate-go/orchestrate/store"
+)
+
+// Explanation is why something is as it is, from the events that are kept. It is
+// plain data.
+type Explanation struct {
+	// Subject is what was asked about: a task's ID, or NAMESPACE/NAME.
+	Subject string `json:"subject"`
+	Task    *Task  `json:"task,omitempty"` // as it is; nil when it is gone, or a service was asked about
+	// Events are those that answer, the oldest first. Of a task: that it was
+	// placed, why its node was chosen (Decision) and what for (Cause); that it
+	// failed, was told to stop, and is gone. Of a service: the last change of its
+	// spec and what became of that, and why replicas have no place.
+	Events []Event `json:"events,omitempty"`
+	// Because are the events that set those off: that a spec was applied, a node
+	// drained or lost, another task failed.
+	Because []Event `json:"because,omitempty"`
+	// Unplaced is set while replicas of the service have no place: why, and what
+	// would help.
+	Unplaced *scheduler.Decision `json:"unplaced,omitempty"`
+}
+
+// Why explains a task, by its ID, or a service: why it is where it is, why it was
+// stopped, why replicas have no place, who wanted it. Tasks that are gone are
+// explained as long as their events are kept. What neither is nor is remembered is
+// a [*NameError].
+func (f *Fleet) Why(ctx context.Context, subject string) (*Explanation, error) {
+	ctx, done, err := f.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	all, err := f.Events(ctx, EventFilter{})
+	if err != nil {
+		return nil, err
+	}
+	x := &Explanation{Subject: subject}
+	for _, e := range all {
+		if e.Task == subject && e.Task != "" {
+			x.Events = append(x.Events, e)
+		}
+	}
+	if err := f.findTask(ctx, x); err != nil {
+		return nil, err
+	}
+	if x.Task == nil && x.Events == nil {
+		if err := f.whyService(ctx, x, all); err != nil {
+			return nil, err
+		}
+	}
+	for _, e := range x.Events {
+		x.because(&e, all)
+	}
+	return x, nil
+}
+
+// findTask finds the task that x is about, if it is there.
+func (f *Fleet) findTask(ctx context.Context, x *Explanation) error {
+	snapshot, err := f.store.List(ctx, record.Tasks)
+	if err != nil {
+		return err
+	}
+	for _, item := range snapshot.Items {
+		parts := record.Split(item.Key, record.Tasks, 2)
+		if parts == nil || parts[1] != x.Subject {
+			continue
+		}
+		var rec record.Task
+		if err := json.Unmarshal(item.Value, &rec); err != nil {
+			return fmt.Errorf("read %s: %w", item.Key, err)
+		}
+		status, _, err := store.Get(ctx, f.store, record.Key(record.Statuses, parts...))
+		if err != nil {
+			return err
+		}
+		t, err := readTask(&rec, status.Value)
+		x.Task = &t
+		return err
+	}
+	return nil
+}
+
+func (f *Fleet) whyService(ctx context.Context, x *Explanation, all []Event) error {
+	ns, name := splitName(x.Subject)
+	x.Subject = ns + "/" + name
+	var rollout record.Rollout
+	item, found, err := getKey(ctx, f.store, record.Key(record.Rollouts, ns, name))
+	if err != nil {
+		return err
+	}
+	if found {
+		if err := json.Unmarshal(item.Value, &rollout); err != nil {
+			return fmt.Errorf("read %s: %w", item.Key, err)
+		}
+	}
+	for _, e := range slices.Backward(all) {
+		if e.Namespace != ns || e.Service != name {
+			continue
+		}
+		found = true
+		switch e.Kind {
+		case TaskUnplaced:
+			if rollout.Unplaced == "" || x.Unplaced != nil || e.Decision == nil {
+				continue
+			}
+			x.Unplaced = e.Decision
+		case RolloutSucceeded, RolloutStopped, RollbackStarted, RollbackSucceeded, RollbackStopped, RolloutStarted, ServiceGone:
+		case ServiceApplied, ServiceRemoved:
+			x.Events = append(x.Events, e)
+			slices.Reverse(x.Events)
+			return nil
+		default:
+			continue
+		}
+		x.Events = append(x.Events, e)
+	}
+	slices.Reverse(x.Events)
+	if !found {
+		return &NameError{"task or service", x.Subject}
+	}
+	return nil
+}
+
+// because finds what set e off.
+func (x *Explanation) because(e *Event, all []Event) {
+	kind, name, _ := strings.Cut(e.Cause.Trigger, "/")
+	var trigger *Event
+	for i := range all {
+		o := &all[i]
+		if o.Token == e.Token {
+			break // what comes later is not its cause
+		}
+		at, _ := parseToken(o.Token)
+		switch {
+		case e.Cause.Parent != 0 && at.revision == e.Cause.Parent && o.Service == e.Service && o.Namespace == e.Namespace:
+			x.add(o)
+		case kind == "node" && o.Node == name && (o.Kind == NodeChanged || o.Kind == NodeLost):
+			trigger = o
+		case kind == "task" && o.Task == name && (o.Kind == TaskFailed || o.Kind == TaskPlaced):
+			trigger = o
+		}
+	}
+	if trigger != nil {
+		x.add(trigger)
+	}
+}
+
+func (x *Explanation) add(e *Event) {
+	same := func(o Event) bool { return o.Token == e.Token }
+	if !slices.ContainsFunc(x.Because, same) && !slices.ContainsFunc(x.Events, same) {
+		x.Because = append(x.Because, *e)
+	}
+}
+
+// String is the explanation for people.
+func (x *Explanation) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s", x.Subject)
+	if t := x.Task; t != nil {
+		fmt.Fprintf(&b, " is %s on %s", cmp.Or(string(t.State), "not yet seen"), t.Node)
+		if t.Stopping != "" {
+			fmt.Fprintf(&b, ", and is to stop: %s", t.Stopping)
+		}
+	}
+	b.WriteByte('\n')
+	for _, e := range x.Events {
+		fmt.Fprintf(&b, "  %s  %s\n", e.At.Format("2006-01-02 15:04:05"), e)
+		if d := e.Decision; d != nil && d.Unplaced == 0 && d.Winner != nil {
+			fmt.Fprintf(&b, "    chosen of %d nodes: %s\n", d.Evaluated, d.Winner)
+			for i := range d.RunnersUp {
+				fmt.Fprintf(&b, "    then: %s\n", &d.RunnersUp[i])
+			}
+			for _, r := range d.Refused {
+				fmt.Fprintf(&b, "    %s refused %d\n", strings.TrimSpace(r.Filter+" "+r.Rule), r.Nodes)
+			}
+		}
+	}
+	if len(x.Because) > 0 {
+		b.WriteString("because\n")
+	}
+	for _, e := range x.Because {
+		fmt.Fprintf(&b, "  %s  %s\n", e.At.Format("2006-01-02 15:04:05"), e)
+	}
+	return b.String()
+}
