@@ -390,9 +390,11 @@ func (c *PlannedChange) object(spec json.RawMessage) (Object, error) {
 	return decodeObject(c.Kind, spec)
 }
 
-// undoable reports whether there is something to undo: the spec of a rollout
-// that is tried again stays as it is.
-func (c *PlannedChange) undoable() bool { return !c.Implicit && string(c.Before) != string(c.After) }
+// undoable reports whether there is something to undo: what is only tried again
+// stays as it is.
+func (c *PlannedChange) undoable() bool {
+	return !c.Implicit && (string(c.Before) != string(c.After) || c.From != c.To)
+}
 
 // Inverse returns the objects that undo p when they are applied after it: specs
 // as they were, and the removal of those that were not there. Networks made on
