@@ -36,8 +36,11 @@ func (v *view) hold() {
 			spare++ // of those that serve, how many may be stopped first
 		}
 	}
-	if v.global != nil {
+	switch {
+	case v.global != nil:
 		v.dropNodes()
+	case v.work.Stateful != nil:
+		v.dropSlots()
 	}
 	gone := v.bereft()
 	for _, t := range v.tasks {
@@ -87,6 +90,9 @@ func (v *view) bereft() map[int]*task {
 		}
 		if v.global != nil && v.global.node[t.rec.Slot] != t.node.id {
 			continue // its node is to have none, and no other in its place
+		}
+		if v.surplus(t) {
+			continue
 		}
 		if o := gone[t.rec.Slot]; o == nil || !t.rec.Created.Before(o.rec.Created) {
 			gone[t.rec.Slot] = t

@@ -130,7 +130,7 @@ func (v *view) count() (hopeless bool) {
 		}
 		v.setSlot(t.rec.Slot, counted)
 		v.failed = append(v.failed, t)
-		if a.State == record.Progressing && t.rec.Hash == v.work.Hash {
+		if a.State == record.Progressing && t.rec.Hash == v.work.Hash && !v.surplus(t) {
 			f := failure(t)
 			a.Failures++
 			a.Failure = f

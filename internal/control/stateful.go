@@ -91,6 +91,11 @@ func (v *view) dropSlots() {
 	}
 }
 
+// surplus reports whether t is of a slot that is to be no more.
+func (v *view) surplus(t *task) bool {
+	return v.work.Stateful != nil && t.rec.Slot >= v.work.Replicas
+}
+
 // fillSlots starts the slots that have no task. In order, one that is new waits
 // for all below it.
 func (v *view) fillSlots() {
