@@ -81,10 +81,10 @@ func TestTrackedTag(t *testing.T) {
 		w.runs("when the tag moved on", 3, five)
 
 		// No answer is no move.
-		w.down = true
+		w.down(true)
 		time.Sleep(time.Hour)
 		w.isAt("while the registry is away", 6, orchestrate.OriginMoved)
-		w.down = false
+		w.down(false)
 		mustApply(t, w.Fleet, app())
 		w.push(appTag, "six", runtimememory.Program{})
 		time.Sleep(time.Hour)
@@ -117,12 +117,12 @@ func TestTrackedTagInItsWindow(t *testing.T) {
 		w.push(appTag, "one", runtimememory.Program{})
 		mustApply(t, w.Fleet, app(track(time.Minute, orchestrate.Window{Days: []string{"sun"}, Start: "03:00", Length: time.Hour})))
 		mustEnd(t, w.Fleet, "web", orchestrate.RolloutCompleted)
-		asked := w.asked
+		asked := w.asked()
 		w.push(appTag, "two", runtimememory.Program{})
 		time.Sleep(26*time.Hour + 50*time.Minute)
 		w.isAt("before the window", 1, orchestrate.OriginApplied)
-		if w.asked != asked {
-			t.Errorf("the registry was asked %d times outside of the window", w.asked-asked)
+		if w.asked() != asked {
+			t.Errorf("the registry was asked %d times outside of the window", w.asked()-asked)
 		}
 		time.Sleep(time.Hour)
 		w.isAt("in the window", 2, orchestrate.OriginMoved)
@@ -149,7 +149,7 @@ func TestRefresh(t *testing.T) {
 		mustEnd(t, w.Fleet, "web", orchestrate.RolloutCompleted)
 		w.runs("refreshed", 3, two)
 		w.isAt("refreshed", 2, orchestrate.OriginMoved)
-		w.down = true
+		w.down(true)
 		if _, err := w.Refresh(t.Context(), "web"); !errors.Is(err, errDown) {
 			t.Errorf("while the registry is away: %v, want why", err)
 		}

@@ -28,10 +28,10 @@ type world struct {
 	store    store.Store
 	registry *runtimememory.Runtime // nothing runs there
 	nodes    []*runtimememory.Runtime
-	down     bool // the registry does not answer
 
-	mu    sync.Mutex
-	asked int // how often what tags mean was asked
+	mu     sync.Mutex // guards what follows
+	isDown bool       // the registry does not answer
+	count  int        // how often what tags mean was asked
 }
 
 var errDown = errors.New("no route to host")
@@ -39,12 +39,25 @@ var errDown = errors.New("no route to host")
 // Resolve implements runtime.Resolver.
 func (w *world) Resolve(ctx context.Context, ref string, opts runtime.PullOptions) (string, error) {
 	w.mu.Lock()
-	w.asked++
+	w.count++
+	down := w.isDown
 	w.mu.Unlock()
-	if w.down {
+	if down {
 		return "", errDown
 	}
 	return w.registry.Resolve(ctx, ref, opts)
+}
+
+func (w *world) down(is bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.isDown = is
+}
+
+func (w *world) asked() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.count
 }
 
 // push has a tag mean content from now on, and returns its digest. Contents of
@@ -233,15 +246,15 @@ func TestApplyAndPullPolicies(t *testing.T) {
 				}
 				w.runs("applied again after the move", 3, want)
 				// Without an answer, what is known stays.
-				w.down = true
+				w.down(true)
 				mustApply(t, w.Fleet, app(pull(policy), env("x")))
 				mustEnd(t, w.Fleet, "web", orchestrate.RolloutCompleted)
 				w.runs("applied while nobody answers", 3, want)
-				asked := w.asked
+				asked := w.asked()
 				if err := w.Scale(t.Context(), "web", 4); err != nil {
 					t.Fatal(err)
 				}
-				if w.asked != asked {
+				if w.asked() != asked {
 					t.Error("Scale asked what the tag means")
 				}
 			})
@@ -293,7 +306,7 @@ func TestUnresolvedImage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 2)
 		one := w.push(appTag, "one", runtimememory.Program{})
-		w.down = true
+		w.down(true)
 		mustApply(t, w.Fleet, app())
 		time.Sleep(20 * time.Second)
 		w.runs("while the registry is away", 0, "")
@@ -301,7 +314,7 @@ func TestUnresolvedImage(t *testing.T) {
 		if err != nil || st.Rollout == nil || !strings.Contains(st.Rollout.Unplaced, errDown.Error()) {
 			t.Errorf("its rollout is %+v, %v; want it to say why nothing starts", st.Rollout, err)
 		}
-		w.down = false
+		w.down(false)
 		r := mustEnd(t, w.Fleet, "web", orchestrate.RolloutCompleted)
 		w.runs("when it is back", 3, one)
 		if r.Revision != 1 {
@@ -309,7 +322,7 @@ func TestUnresolvedImage(t *testing.T) {
 		}
 
 		// In an update, what runs goes on, and the result says why.
-		w.down = true
+		w.down(true)
 		mustApply(t, w.Fleet, app(func(s *orchestrate.Service) { s.Containers[0].Image = "reg.example/app:2" }))
 		r = mustEnd(t, w.Fleet, "web", orchestrate.RolloutFailed)
 		if r.Reason != orchestrate.ReasonImage || !strings.Contains(r.Message, "reg.example/app:2") || r.Rollback == nil || r.Rollback.Outcome != orchestrate.RolloutCompleted {

@@ -171,7 +171,7 @@ func TestReplaceImageRefuses(t *testing.T) {
 		if _, err := w.PlanReplaceImage(t.Context(), appTag, "reg.example/none:1"); !errors.Is(err, runtime.ErrImageNotFound) {
 			t.Errorf("to an image that does not exist: %v, want ErrImageNotFound", err)
 		}
-		w.down = true
+		w.down(true)
 		if _, err := w.PlanReplaceImage(t.Context(), appTag, "reg.example/app:2"); !errors.Is(err, errDown) {
 			t.Errorf("while the registry is away: %v, want why", err)
 		}
