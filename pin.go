@@ -230,3 +230,15 @@ func pinnedLate(old, new []byte) bool {
 	return len(a.Unresolved) > 0 && a.Created.Equal(b.Created) && a.Revision == b.Revision &&
 		bytes.Equal(a.Spec, b.Spec) && a.Updated.Equal(b.Updated)
 }
+
+// nextImages are the images that containers of t run, t being pinned, each once.
+func nextImages(t *Template) []record.NextImage {
+	var images []record.NextImage
+	for _, c := range allContainers(t) {
+		next := record.NextImage{Ref: c.Image, Pull: string(c.Pull)}
+		if !slices.Contains(images, next) {
+			images = append(images, next)
+		}
+	}
+	return images
+}

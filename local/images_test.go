@@ -310,3 +310,48 @@ func pidsOf(t testing.TB, f *Fleet, name string) (pids []int) {
 	slices.Sort(pids)
 	return pids
 }
+
+// With stop first, nothing stops before the new image is there.
+func TestStopFirstPullsBefore(t *testing.T) {
+	r := startRegistry(t)
+	one := r.push("app", "1", "one")
+	f := openFleet(t)
+	s := service("app", 1)
+	s.Containers[0].Image = r.host + "/app:1"
+	s.Update.Order = orchestrate.StopFirst
+	apply(t, f, s)
+	completed(t, f, "app")
+	pids := pidsOf(t, f, "app")
+
+	two := r.push("app", "2", "two")
+	release := r.stall()
+	for len(r.held) > 0 {
+		<-r.held
+	}
+	s.Containers[0].Image = r.host + "/app:2"
+	apply(t, f, s)
+	<-r.held // the pull is under way, and gets nothing
+	runsDigest(t, f, "app", "while the pull is held up", 1, one)
+	if got := pidsOf(t, f, "app"); !slices.Equal(got, pids) {
+		t.Errorf("while the pull is held up the processes are %v, want %v", got, pids)
+	}
+	tasks, err := f.Tasks(t.Context(), "app")
+	if err != nil || len(tasks) != 1 || tasks[0].Stopping != "" || tasks[0].State != orchestrate.Ready {
+		t.Errorf("while the pull is held up the tasks are %+v, %v; want the old one, ready", tasks, err)
+	}
+	release()
+	completed(t, f, "app")
+	runsDigest(t, f, "app", "after it", 1, two)
+
+	// What is not there stops nothing, and the result says so.
+	s.Containers[0].Image = r.host + "/app:3"
+	pids = pidsOf(t, f, "app")
+	apply(t, f, s)
+	result := wait(t, f, "app")
+	if result.Outcome != orchestrate.RolloutFailed || result.Failure == nil || result.Failure.Kind != orchestrate.FailedImage {
+		t.Errorf("with an image that is not there: %+v, want a failure of kind image", result)
+	}
+	if got := pidsOf(t, f, "app"); !slices.Equal(got, pids) {
+		t.Errorf("with an image that is not there the processes are %v, want those from before, %v", got, pids)
+	}
+}

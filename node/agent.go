@@ -301,7 +301,8 @@ func (a *Agent) registerOnce(ctx context.Context, started time.Time) error {
 	// Past the outbox: the lease proves nothing to anybody before this is in the
 	// store. A lease's ID may come again in a store that was opened anew.
 	rec := record.Node{
-		Node: a.opts.Node, Version: a.opts.Version, Started: started,
+		Fetches: true,
+		Node:    a.opts.Node, Version: a.opts.Version, Started: started,
 		Registration: fmt.Sprintf("%s@%d", lease.ID(), sent.UnixNano()), Fence: a.tenure.promise(lease.TTL()),
 	}
 	data, err := json.Marshal(rec)

@@ -236,6 +236,8 @@ func (a *Agent) assign(ctx context.Context, rec record.Task, found *prior) {
 	a.meter.set(rec.ID, rec.Measure)
 	if rec.Stop != nil {
 		t.stop()
+	} else if rec.Next != nil {
+		t.fetch(ctx, rec.Next)
 	}
 }
 

@@ -52,6 +52,9 @@ type task struct {
 	registration string
 	ready        bool // wants traffic
 	held         holdings
+
+	fetching string // hash of the Next that is under way, or was
+	endFetch func() // ends that
 }
 
 // holdings is what a task holds on its node, for release.
@@ -398,8 +401,7 @@ func (t *task) pull(ctx context.Context, images map[string]runtime.Image) error 
 			continue
 		}
 		if err != nil {
-			permanent := errors.Is(err, runtime.ErrImageNotFound) || errors.Is(err, runtime.ErrUnauthorized) || errors.Is(err, runtime.ErrPlatform)
-			return failed(record.FailedImage, fmt.Errorf("image %q: %w", m.spec.Image, err), permanent)
+			return failed(record.FailedImage, fmt.Errorf("image %q: %w", m.spec.Image, err), lasting(err))
 		}
 		images[m.spec.Image] = image
 	}

@@ -247,6 +247,10 @@ func (v *view) roll() {
 			budget--
 			continue
 		}
+		if !v.fetched(s) {
+			budget--
+			continue
+		}
 		stopped := true
 		for _, t := range s.tasks {
 			if v.outdated(t) {

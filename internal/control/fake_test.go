@@ -57,6 +57,7 @@ func decode(namespace, name string, rec record.Service, at *record.Revision) (co
 		Template: template, Request: scheduler.Request{Resources: scheduler.Resources{Memory: s.Memory}, Priority: s.Priority},
 		Networks: s.Networks, Ports: s.Ports, Update: s.Update, Global: s.Global, Stateful: s.Stateful, Budget: s.Budget,
 	}
+	w.Images, w.Request.Images = []record.NextImage{{Ref: s.Image}}, []string{s.Image}
 	if s.Stateful != nil {
 		w.Update.StopFirst = true
 	}

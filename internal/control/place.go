@@ -160,7 +160,7 @@ func (v *view) task(st start, id, node string) record.Task {
 	}
 	t.ID, t.Node, t.Slot = id, node, st.slot
 	t.Namespace, t.Service = v.work.Namespace, v.work.Name
-	t.Created, t.Stop, t.Frontend = v.now, nil, v.work.fronted()
+	t.Created, t.Stop, t.Next, t.Frontend = v.now, nil, nil, v.work.fronted()
 	t.Epoch = v.epoch
 	t.Measure = v.work.Measure
 	if st.from != nil && !t.Created.After(st.from.rec.Created) {

@@ -63,7 +63,7 @@ func (s *State) plan(svc *service, p *Plan) {
 		s.remove(svc, p)
 		return
 	}
-	v := &view{work: &svc.work, spec: svc.spec, created: svc.created, tasks: svc.tasks, now: s.now, slots: s.slots}
+	v := &view{work: &svc.work, spec: svc.spec, created: svc.created, tasks: svc.tasks, now: s.now, slots: s.slots, rehearsed: s.rehearsed}
 	invalid := svc.invalid
 	if svc.rollout != nil {
 		v.rollout = *svc.rollout
@@ -110,6 +110,11 @@ func (s *State) plan(svc *service, p *Plan) {
 		w.place(&placed.tasks[i], w.whyStart(v, &placed.tasks[i]), placed.decisions[placed.tasks[i].ID])
 	}
 	w.measure(v, v.work.Measure)
+	for _, t := range v.fetches {
+		if !v.told[t] {
+			w.fetch(t, v.work)
+		}
+	}
 	for _, st := range v.stops {
 		w.stop(st)
 	}

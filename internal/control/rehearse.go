@@ -102,6 +102,7 @@ const maxRounds = 100_000
 // and is used up.
 func (s *State) Rehearse(change []store.Write, now time.Time, opts RehearseOptions) Rehearsal {
 	r := &rehearsal{state: s, now: now, cast: map[string]*cast{}, unready: map[*task]bool{}}
+	s.rehearsed = true
 	r.begin()
 	for _, key := range opts.Services {
 		r.of(key).asked = true

@@ -39,6 +39,7 @@ func (v *view) decide() {
 	st := v.standing()
 	v.progress(st)
 	hopeless := v.count()
+	hopeless = v.misfetched() || hopeless
 	if v.attempt().State == record.Progressing {
 		v.judge(st, hopeless)
 		if v.turnBack() {

@@ -155,6 +155,8 @@ func (s *sim) tell(w store.Write) {
 		unmarshal(s.t, w.Value, &t)
 		if t.Erase {
 			s.printf("erase the volumes of %s.%d on %s: %s", t.Service, t.Slot, t.Node, t.Stop.Reason)
+		} else if had && t.Stop == nil {
+			s.printf("fetch on %s, while %s serves: %s", t.Node, s.alias(t.ID), t.Next.Images[0].Ref)
 		} else if had {
 			s.printf("stop %s: %s", s.alias(t.ID), t.Stop.Reason)
 		} else {

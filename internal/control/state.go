@@ -60,6 +60,8 @@ type State struct {
 	events []Event // seen since the last Plan
 	kept   *kept   // the events in the store
 	slots  []slot  // room for the next view
+
+	rehearsed bool // it is a copy that is played with; see State.Rehearse
 }
 
 // service is all there is about one name: it lasts as long as any record does.

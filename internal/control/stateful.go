@@ -150,6 +150,9 @@ func (v *view) rollSlots() {
 			serving--
 		}
 		budget--
+		if !v.fetched(s) {
+			continue
+		}
 		for _, t := range s.tasks {
 			if v.outdated(t) {
 				v.stop(t, v.outdatedBy(t))

@@ -64,7 +64,7 @@ func TestStories(t *testing.T) {
 
 // play does one command and lets the planner answer.
 //
-//	node ID [memory=N] [zone=Z] [fence=D]   a node joins, or is changed, with memory 1000 unless said
+//	node ID [memory=N] [zone=Z] [fence=D] [fetches=yes]   a node joins, or is changed, with memory 1000 unless said
 //	taint ID KEY                keeps new tasks off it
 //	volume NODE SERVICE SLOT NAME [REACH]   its agent has the volume, reached from there alone unless said
 //	gone NODE SERVICE SLOT NAME             and has it no more
@@ -78,6 +78,7 @@ func TestStories(t *testing.T) {
 //	remove NAME
 //	starting|ready|unready TASK...   what the agents say; * is any text in a name
 //	fails|hopeless|ends TASK...
+//	fetched|misfetched|unfetchable TASK...  of the images that it was asked for
 //	obey                        all that were told to stop do so
 //	wait DURATION
 //	leader                      another leader takes over
@@ -98,6 +99,8 @@ func (s *sim) play(line string) {
 				n.Capacity.Memory = s.number(value)
 			case "zone":
 				n.Labels, n.Topology["zone"] = map[string]string{"zone": value}, value
+			case "fetches":
+				n.Fetches = value == "yes"
 			case "fence":
 				n.Fence = s.duration(value)
 			default:
@@ -150,7 +153,7 @@ func (s *sim) play(line string) {
 	case "remove":
 		s.commit(store.Delete(record.Key(record.Services, "default", args[0])))
 		delete(s.specs, args[0])
-	case "starting", "ready", "unready", "fails", "hopeless", "ends":
+	case "starting", "ready", "unready", "fails", "hopeless", "ends", "fetched", "misfetched", "unfetchable":
 		s.say(words[0], args)
 	case "obey":
 		for _, t := range s.tasks("") {
@@ -285,6 +288,8 @@ func (s *sim) say(what string, patterns []string) {
 			}
 			found = true
 			switch what {
+			case "fetched", "misfetched", "unfetchable":
+				s.fetched(t, what)
 			case "starting":
 				s.report(t, record.Starting, nil)
 			case "ready":
@@ -318,4 +323,18 @@ func (s *sim) show(name string) {
 		}
 		s.printf("%s on %s: %s, %s", s.alias(t.ID), t.Node, t.Hash, state)
 	}
+}
+
+// fetched reports what became of the images that a task's agent was asked for.
+func (s *sim) fetched(t record.Task, what string) {
+	s.t.Helper()
+	st, ok := s.status(t)
+	if t.Next == nil || !ok {
+		s.t.Fatalf("%s was asked for no images", s.alias(t.ID))
+	}
+	st.Next = &record.Fetched{Hash: t.Next.Hash, Done: what == "fetched"}
+	if what != "fetched" {
+		st.Next.Failure = &record.Failure{Kind: record.FailedImage, Message: "no such image", Permanent: what == "unfetchable", At: s.now}
+	}
+	s.commit(store.Put(record.Key(record.Statuses, t.Node, t.ID), marshal(s.t, st)))
 }

@@ -31,6 +31,8 @@ type view struct {
 	slots   []slot
 	told    map[*task]bool // who is in stops
 	started map[int]bool   // which slots are in starts
+	// rehearsed says that nobody answers for a node; see fetched.
+	rehearsed bool
 	// anyTemplate makes tasks of every template as good as wanted.
 	anyTemplate bool
 	steps
@@ -42,6 +44,7 @@ type steps struct {
 	stops   []stop
 	removes []*task   // whose records are to be deleted
 	failed  []*task   // that were counted as failures
+	fetches []*task   // whose agents are asked for what comes after them
 	wake    time.Time // when to look again, if nothing happens; zero is never
 }
 

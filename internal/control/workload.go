@@ -46,6 +46,8 @@ type Workload struct {
 	// how many connections there are to the service; 0 is never.
 	Measure, MeasureFrontend time.Duration
 
+	// Images are what its containers run.
+	Images []record.NextImage
 	// Unpinned, when not empty, says why it is not known yet what an image
 	// means: nothing is started before it is.
 	Unpinned string

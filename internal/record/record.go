@@ -141,6 +141,9 @@ type Node struct {
 	Version string    `json:"version,omitempty"` // of the agent
 	Started time.Time `json:"started"`           // of the agent
 
+	// Fetches says that the agent heeds Task.Next.
+	Fetches bool `json:"fetches,omitempty"`
+
 	// Registration is another each time the node's lease is a new one. Only a
 	// registered agent starts tasks that are fenced.
 	Registration string `json:"registration,omitempty"`
@@ -196,6 +199,10 @@ type Task struct {
 	// Measure is how often the agent reports what the task uses; 0 is never.
 	// It may change.
 	Measure time.Duration `json:"measure,omitempty"`
+
+	// Next, when set, is what the agent is to have ready of what comes after the
+	// task. It may change.
+	Next *Next `json:"next,omitempty"`
 
 	// Stop, when set, tells the agent to stop the task. It is never unset.
 	Stop *Stop `json:"stop,omitempty"`
@@ -257,6 +264,9 @@ type Status struct {
 	// Addresses by network.
 	Addresses  map[string][]netip.Addr `json:"addresses,omitempty"`
 	Containers []ContainerStatus       `json:"containers,omitempty"`
+
+	// Next is how far the agent is with the record's Next.
+	Next *Fetched `json:"next,omitempty"`
 }
 
 // FailureKind classifies failures.
