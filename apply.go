@@ -152,8 +152,9 @@ func (b *batch) guard(item store.Item, key string) {
 // Keys whose revision guards a set of records: whoever changes the set writes
 // the key, so that two changes that each are right alone cannot both be made.
 const (
-	guardPorts    = "/guards/ports"    // published ports
-	guardNetworks = "/guards/networks" // networks and their users
+	guards        = "/guards/"
+	guardPorts    = guards + "ports"    // published ports
+	guardNetworks = guards + "networks" // networks and their users
 )
 
 func (f *Fleet) touch(ctx context.Context, b *batch, key string) error {

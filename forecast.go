@@ -210,7 +210,7 @@ func (f *Forecast) String() string {
 	}
 	if len(f.Nodes) > 0 {
 		w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(w, "node\ttasks\tcpu left\tmemory left\t")
+		fmt.Fprintln(w, "node\ttasks\tcpu left\tmemory left")
 		shown := slices.Clone(f.Nodes)
 		if len(shown) > maxTasksShown {
 			// Those that change say more than those that do not.
@@ -221,7 +221,7 @@ func (f *Forecast) String() string {
 			n.write(w, n.Node)
 		}
 		if more := len(f.Nodes) - len(shown); more > 0 {
-			fmt.Fprintf(w, "… %d more\t\t\t\t\n", more)
+			fmt.Fprintf(w, "… %d more\n", more)
 		}
 		f.Total.write(w, "in all")
 		w.Flush() // into a strings.Builder, which does not fail
@@ -305,7 +305,7 @@ func (n *PlannedNode) write(w *tabwriter.Writer, name string) {
 	}
 	cores := func(milli int64) string { return fmt.Sprintf("%.3g", float64(milli)/float64(Core)) }
 	memory := func(bytes int64) string { return fmt.Sprintf("%.3g GiB", float64(bytes)/float64(GiB)) }
-	fmt.Fprintf(w, "%s\t%s\t%s of %s\t%s of %s\t\n", name, arrow(fmt.Sprint(n.TasksBefore), fmt.Sprint(n.TasksAfter)),
+	fmt.Fprintf(w, "%s\t%s\t%s of %s\t%s of %s\n", name, arrow(fmt.Sprint(n.TasksBefore), fmt.Sprint(n.TasksAfter)),
 		arrow(cores(n.Before.CPU), cores(n.After.CPU)), cores(n.Have.CPU),
 		arrow(memory(n.Before.Memory), memory(n.After.Memory)), memory(n.Have.Memory))
 }

@@ -176,6 +176,9 @@ func planned(old store.Item, w store.Write) (c PlannedChange, ok bool, err error
 		}
 		return c, true, err
 	}
+	if !strings.HasPrefix(w.Key, guards) {
+		return c, false, fmt.Errorf("a plan cannot say what writing %s does", w.Key) // and must not do it in silence
+	}
 	return c, false, nil
 }
 

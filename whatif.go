@@ -170,7 +170,8 @@ func NodesDrain(ids ...string) What {
 }
 
 // LoadGrows supposes that services need factor times as many replicas, rounded
-// up; all of the fleet that have any when none is named.
+// up; all of the fleet that have any when none is named. Where an autoscaler
+// decides, it is supposed to come to that, within its bounds.
 func LoadGrows(factor float64, services ...string) What {
 	return func(_ context.Context, s *supposition) error {
 		if !(factor >= 0) || math.IsInf(factor, 0) {
@@ -206,6 +207,21 @@ func (s *supposition) scale(item store.Item, factor float64) error {
 	if err := json.Unmarshal(rec.Spec, &spec); err != nil {
 		return err
 	}
+	name := strings.TrimPrefix(item.Key, record.Services)
+	if scale := itemAt(s.snapshot, record.Scales+name); scale.Revision != 0 && spec.Autoscale != nil {
+		// Its autoscaler would come to the same, within its bounds.
+		var by record.Scale
+		if err := json.Unmarshal(scale.Value, &by); err != nil {
+			return err
+		}
+		by.Replicas = int(min(math.Ceil(float64(by.Replicas)*factor), MaxReplicas))
+		data, err := json.Marshal(by)
+		if err != nil {
+			return err
+		}
+		s.writes, s.services = append(s.writes, store.Put(scale.Key, data)), append(s.services, name)
+		return nil
+	}
 	if spec.Replicas <= 0 {
 		return nil
 	}
@@ -222,7 +238,7 @@ func (s *supposition) scale(item store.Item, factor float64) error {
 		return err
 	}
 	s.writes = append(s.writes, store.Put(item.Key, data))
-	s.services = append(s.services, strings.TrimPrefix(item.Key, record.Services))
+	s.services = append(s.services, name)
 	return nil
 }
 

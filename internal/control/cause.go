@@ -63,7 +63,9 @@ func (w *writer) whyStart(v *view, t *record.Task) record.Cause {
 	}
 	failed := v.rollout.Slots[t.Slot]
 	switch {
-	case failed.Failures > 0:
+	case before != nil && before.lost() && !before.over():
+		c.Actor, c.Reason, c.Trigger = record.ActorPlanner, record.ReasonNodeLost, "node/"+before.node.id
+	case failed.Failures > 0 && (before == nil || before.over()):
 		c.Actor, c.Reason, c.Trigger = record.ActorPlanner, record.ReasonFailed, "task/"+failed.Task
 	case before == nil && w.service.scaling():
 		c.Actor = record.ActorAutoscaler
@@ -74,8 +76,6 @@ func (w *writer) whyStart(v *view, t *record.Task) record.Cause {
 		c.Reason, c.Trigger = record.ReasonRolled, "task/"+before.rec.ID
 	case before.rec.Hash != t.Hash:
 		c.Reason, c.Trigger = record.ReasonUpdated, "task/"+before.rec.ID
-	case before.lost():
-		c.Actor, c.Reason, c.Trigger = record.ActorPlanner, record.ReasonNodeLost, "node/"+before.node.id
 	case before.evicted:
 		c.Actor, c.Reason, c.Trigger = w.evictor(before), record.ReasonDrained, "task/"+before.rec.ID
 	case before.node.leaving():

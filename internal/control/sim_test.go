@@ -34,6 +34,11 @@ type sim struct {
 	aliases map[string]string // of tasks, by ID: web.0a, web.0b
 	counts  map[string]int
 	log     []string
+	// keep has events kept in the store, as the loop does. Actor is who applies and
+	// drains, and told how many events were shown.
+	keep  bool
+	actor string
+	told  int
 	// planned is called with each plan before it is carried out.
 	planned func(control.Plan)
 }
@@ -96,7 +101,11 @@ func (s *sim) plan() {
 		for _, e := range p.Events {
 			s.hear(e)
 		}
-		if len(p.Writes) == 0 {
+		writes := p.Writes
+		if s.keep {
+			writes = append(writes, s.chronicle(p.Events)...)
+		}
+		if len(writes) == 0 {
 			return
 		}
 		if err := (store.Txn{Writes: p.Writes[:min(len(p.Writes), store.MaxTxnOps)]}).Validate(); err != nil {
@@ -105,7 +114,7 @@ func (s *sim) plan() {
 		for _, w := range p.Writes {
 			s.tell(w)
 		}
-		s.commit(p.Writes...)
+		s.commit(writes...)
 		if round == 20 {
 			s.t.Fatalf("the planner has not come to rest after 20 rounds; the last were\n%s", strings.Join(s.log[max(0, len(s.log)-20):], "\n"))
 		}
@@ -280,7 +289,67 @@ func (s *sim) apply(name string, sp spec) {
 		s.revs[name]++
 	}
 	s.specs[name] = sp
-	s.commit(store.Put(record.Key(record.Services, "default", name), serviceRecord(s.t, sp, s.revs[name], epoch, s.history[name]...)))
+	value := serviceRecord(s.t, sp, s.revs[name], epoch, s.history[name]...)
+	if s.actor != "" {
+		var rec record.Service
+		unmarshal(s.t, value, &rec)
+		rec.Actor = s.actor
+		value = marshal(s.t, rec)
+	}
+	s.commit(store.Put(record.Key(record.Services, "default", name), value))
+}
+
+// chronicle is the write that keeps events.
+func (s *sim) chronicle(events []control.Event) []store.Write {
+	events = slices.DeleteFunc(slices.Clone(events), func(e control.Event) bool { return !control.Kept(&e) })
+	if len(events) == 0 {
+		return nil
+	}
+	return []store.Write{store.Put(record.LeaderEvents(1, int(s.rev)), record.EncodeEvents(events))}
+}
+
+// recount logs the kept events that were not shown before.
+func (s *sim) recount() {
+	s.t.Helper()
+	n := 0
+	for _, item := range s.items() {
+		if !strings.HasPrefix(item.Key, record.Kept) {
+			continue
+		}
+		events, err := record.DecodeEvents(item.Value)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		for _, e := range events {
+			if n++; n <= s.told {
+				continue
+			}
+			line := string(e.Kind)
+			for _, part := range []string{e.Service, e.Node} {
+				if e.Task == "" && part != "" {
+					line += " " + part
+				}
+			}
+			if e.Task != "" {
+				line += " " + s.alias(e.Task) + " on " + e.Node
+			}
+			if e.Reason != "" {
+				line += ": " + e.Reason
+			}
+			line += ", by " + e.Cause.Actor
+			if kind, name, ok := strings.Cut(e.Cause.Trigger, "/"); ok {
+				if kind == "task" {
+					name = s.alias(name)
+				}
+				line += " because of " + name
+			}
+			if e.Cause.Revision != 0 {
+				line += fmt.Sprintf(" for revision %d", e.Cause.Revision)
+			}
+			s.printf("%s", line)
+		}
+	}
+	s.told = n
 }
 
 func (s *sim) node(id string, memory int64) {

@@ -293,7 +293,7 @@ func (s *service) atRest() bool {
 	if r == nil || r.Spec != s.spec || r.Rollback != nil || r.State != record.RolloutCompleted || r.Unplaced != "" || len(r.Slots) > 0 {
 		return false
 	}
-	if n := len(s.tasks); r.Desired != n || r.Updated != n || r.Ready != n {
+	if n := len(s.tasks); r.Desired != n || r.Updated != n || r.Ready != n || len(s.volumes) > n || s.scale != nil && s.scale.Replicas != n {
 		return false
 	}
 	for _, t := range s.tasks {

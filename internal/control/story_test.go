@@ -36,6 +36,7 @@ func TestStories(t *testing.T) {
 			}
 			var told strings.Builder
 			s := newSim(t)
+			s.keep = strings.HasPrefix(filepath.Base(file), "events")
 			for scene := range strings.SplitSeq(strings.TrimSpace(string(data)), "\n\n") {
 				commands, want, _ := strings.Cut(scene+"\n", "----\n")
 				s.log = nil
@@ -84,6 +85,8 @@ func TestStories(t *testing.T) {
 //	leader                      another leader takes over
 //	nobody DURATION             leads, and then somebody does
 //	show NAME                   what there is
+//	as ACTOR                    who applies and drains from now on
+//	events                      what was kept since the last time; in events*.txt
 func (s *sim) play(line string) {
 	s.t.Helper()
 	words := strings.Fields(line)
@@ -136,7 +139,7 @@ func (s *sim) play(line string) {
 			break
 		}
 		s.commit(store.Put(record.Key(record.NodeSpecs, args[0]), marshal(s.t, record.NodeSpec{
-			Drain: words[0] == "drain", Cordoned: words[0] != "use",
+			Drain: words[0] == "drain", Cordoned: words[0] != "use", Actor: s.actor,
 		})))
 	case "network":
 		n := record.Network{Name: args[0]}
@@ -170,6 +173,10 @@ func (s *sim) play(line string) {
 		s.lead()
 	case "show":
 		s.show(args[0])
+	case "as":
+		s.actor = args[0]
+	case "events":
+		s.recount()
 	default:
 		s.t.Fatalf("unknown command %q", line)
 	}
