@@ -118,6 +118,9 @@ func (s *State) plan(svc *service, p *Plan) {
 	for _, st := range v.stops {
 		w.stop(st)
 	}
+	for _, t := range v.fenced {
+		w.fence(t)
+	}
 	for _, t := range placed.victims {
 		cause := w.cause
 		cause.Actor, cause.Trigger = record.ActorPlanner, "task/"+placed.makesRoom[t]
@@ -306,6 +309,19 @@ func (w *writer) stop(st stop) *record.Stop {
 	w.put(record.Key(record.Tasks, t.Node, t.ID), &t)
 	w.about(st.task, Event{Kind: TaskStopping, Reason: st.reason, Cause: w.whyStop(st.task, st.reason)})
 	return t.Stop
+}
+
+// fence tells a task to stop whose node runs it no more, whatever it was told
+// before.
+func (w *writer) fence(t *task) {
+	rec := t.rec
+	rec.Stop = &record.Stop{Reason: record.ReasonNodeLost, At: w.now}
+	if t.rec.Stop != nil {
+		*rec.Stop = *t.rec.Stop
+	}
+	rec.Stop.Fenced = t.node.rec.Registration
+	w.put(record.Key(record.Tasks, rec.Node, rec.ID), &rec)
+	w.about(t, Event{Kind: TaskStopping, Reason: record.ReasonNodeLost})
 }
 
 func (w *writer) remove(t *task) {

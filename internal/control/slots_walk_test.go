@@ -213,6 +213,11 @@ func (y *yard) steps() []step {
 	for _, id := range slices.Sorted(maps.Keys(y.machines)) {
 		if y.machines[id].cut {
 			add(0, func(y *yard) { y.back(id) }, "%s is back", id)
+			if y.machines[id].dead && !y.runsOn(id) {
+				add(1, func(y *yard) {
+					y.commit(store.Put(record.Key(record.NodeSpecs, id), marshal(y.t, record.NodeSpec{Fenced: fmt.Sprint(y.machines[id].reg)})))
+				}, "someone vouches for %s", id)
+			}
 			continue
 		}
 		for _, dead := range []bool{false, true} {
@@ -232,6 +237,16 @@ func (y *yard) steps() []step {
 		add(0, func(y *yard) { y.advance(at) }, "time")
 	}
 	return out
+}
+
+// runsOn reports whether a machine runs anything.
+func (y *yard) runsOn(id string) bool {
+	for _, k := range y.tasks {
+		if k.node == id && k.runs {
+			return true
+		}
+	}
+	return false
 }
 
 // taskSteps are what an agent can do about a task.
@@ -393,7 +408,7 @@ func (y *yard) print() string {
 	for _, in := range y.inbox {
 		for _, c := range in.Changes {
 			kind, _, _ := strings.Cut(c.Item.Key[1:], "/")
-			if slices.Contains([]string{"tasks", "status", "alive", "nodes", "volumes", "services"}, kind) {
+			if slices.Contains([]string{"tasks", "status", "alive", "nodes", "nodespecs", "volumes", "services"}, kind) {
 				fmt.Fprintf(&b, " <%s %v %s>", kind, c.Deleted, y.alias(c.Item.Key[strings.LastIndex(c.Item.Key, "/")+1:]))
 			}
 		}
@@ -407,7 +422,11 @@ func (y *yard) print() string {
 		if n.cut {
 			cut = min(y.now.Sub(n.at), 2*walkFence)
 		}
-		fmt.Fprintf(&b, " [%s %v %v %v]", id, n.dead, silent, cut)
+		var spec record.NodeSpec
+		if item, ok := y.kv[record.Key(record.NodeSpecs, id)]; ok {
+			unmarshal(y.t, item.Value, &spec)
+		}
+		fmt.Fprintf(&b, " [%s %v %v %v %v]", id, n.dead, silent, cut, spec.Fenced == fmt.Sprint(n.reg))
 	}
 	for _, n := range slices.Sorted(maps.Keys(r.Slots)) {
 		fmt.Fprintf(&b, " (%d %d %v)", n, r.Slots[n].Failures, min(y.now.Sub(r.Slots[n].Last), time.Minute))

@@ -20,11 +20,14 @@ import (
 // node that is not has stopped when the node's own promise is due, see
 // record.Node.Fence, or when someone vouches for it: by NodeSpec.Fenced, or by
 // deleting the node's record. And then it is replaced in two steps. First it is
-// told to stop; only a plan that has seen this commit, and the node still
-// silent, places the next. An agent that returns starts what is fenced only
-// after it is registered and has read its tasks since. So either it registered
-// before the leader saw the first step, and the second is not taken; or it reads
-// the first, and starts nothing. See node/tenure.go for the other half.
+// told to stop, with the registration that is over; only a plan that has seen this
+// commit, and that registration still silent, places the next. An agent that
+// returns starts what is fenced only after it is registered and has read its
+// tasks since. So either it registered before the first step, and the leader sees
+// that with it and does not take the second; or it reads the first, and starts
+// nothing, and what it had was over by then. That it was told to stop before, for
+// whatever reason, proves nothing: the first step is taken in each silence anew.
+// See node/tenure.go for the other half.
 
 // vacant reports whether no task of a slot runs, for certain.
 func (v *view) vacant(number int) bool {
@@ -37,16 +40,16 @@ func (t *task) mayRun() bool {
 	switch {
 	case t.over(), t.node.rec == nil:
 		return false
-	case t.rec.Stop == nil, !t.lost():
+	case !t.lost(), !t.node.stopped(t.rec.Fenced()):
 		return true
 	}
-	return !t.node.stopped(t.rec.Fenced())
+	return t.rec.Stop == nil || t.rec.Stop.Fenced != t.node.rec.Registration
 }
 
 // stopped reports whether a node that is lost runs nothing any more, or, if only
 // that is asked, nothing that is fenced.
 func (n *node) stopped(fenced bool) bool {
-	return n.rec == nil || n.vouched() || fenced && n.expired
+	return n.rec == nil || n.rec.Registration != "" && (n.vouched() || fenced && n.expired)
 }
 
 // vouched reports whether someone vouches that nothing of the node runs.
@@ -58,8 +61,12 @@ func (n *node) vouched() bool {
 // saying so.
 func (v *view) fence() {
 	for _, t := range v.tasks {
-		if t.lost() && t.node.stopped(t.rec.Fenced()) {
-			v.stop(t, record.ReasonNodeLost)
+		if t.mayRun() && t.lost() && t.node.stopped(t.rec.Fenced()) {
+			v.fenced = append(v.fenced, t)
+			if v.told == nil {
+				v.told = map[*task]bool{}
+			}
+			v.told[t] = true
 		}
 	}
 }

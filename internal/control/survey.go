@@ -42,6 +42,7 @@ type view struct {
 type steps struct {
 	starts  []start
 	stops   []stop
+	fenced  []*task   // that have stopped without saying so; see fence
 	removes []*task   // whose records are to be deleted
 	failed  []*task   // that were counted as failures
 	fetches []*task   // whose agents are asked for what comes after them

@@ -215,6 +215,9 @@ func (t *Task) Name() string { return fmt.Sprintf("%s.%d", t.Service, t.Slot) }
 type Stop struct {
 	Reason string    `json:"reason"` // one of the Reason constants
 	At     time.Time `json:"at"`
+	// Fenced is the Registration of the task's node that, when this was
+	// written, could run nothing that is fenced any more.
+	Fenced string `json:"fenced,omitempty"`
 }
 
 // Reasons that the planner gives for what it does.

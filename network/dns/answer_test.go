@@ -36,6 +36,13 @@ func shop() Zone {
 			},
 			{Namespace: "shop", Name: "db", Virtual: addrs("10.72.0.2")}, // no ready task
 			{Name: "web", Virtual: addrs("10.72.0.3")},                   // of the default namespace
+			{
+				Namespace: "shop", Name: "pg", Virtual: addrs("10.72.0.4"),
+				Tasks: []Task{
+					{Slot: "0", Name: "pg-0", Addresses: addrs("10.71.0.20")},
+					{Slot: "1", Name: "pg-1", Addresses: addrs("10.71.0.21"), Unready: true},
+				},
+			},
 		},
 	}
 }
@@ -78,6 +85,15 @@ func TestAnswers(t *testing.T) {
 		{anyone, "tasks.web.shop.svc.orchestrate.internal.", dns.TypeA, "NOERROR A 10.71.0.11 A 10.71.0.12"},
 		{shopTask, "2.web.", dns.TypeA, "NOERROR A 10.71.0.12"},
 		{anyone, "2.web.shop.", dns.TypeA, "NOERROR A 10.71.0.12"},
+		// Tasks with names, one of them not ready.
+		{shopTask, "pg-0.pg.", dns.TypeA, "NOERROR A 10.71.0.20"},
+		{anyone, "pg-1.pg.shop.", dns.TypeA, "NOERROR A 10.71.0.21"},
+		{anyone, "PG-1.pg.shop.svc.orchestrate.internal.", dns.TypeA, "NOERROR A 10.71.0.21"},
+		{shopTask, "0.pg.", dns.TypeA, "NOERROR A 10.71.0.20"},
+		{shopTask, "1.pg.", dns.TypeA, "forward"},
+		{shopTask, "tasks.pg.", dns.TypeA, "NOERROR A 10.71.0.20"},
+		{"10.71.0.21", "web.", dns.TypeA, "NOERROR A 10.72.0.1"}, // it has a namespace already
+		{anyone, "21.0.71.10.in-addr.arpa.", dns.TypePTR, "NOERROR PTR pg-1.pg.shop.svc.orchestrate.internal."},
 		// Names that exist, without what is asked.
 		{shopTask, "db.", dns.TypeAAAA, "NOERROR SOA db."},
 		{shopTask, "web.", dns.TypeMX, "NOERROR SOA web."},
@@ -259,6 +275,7 @@ func TestSetRefusesBadZones(t *testing.T) {
 		"services[0]": func(z *Zone) { z.Services[0].Name = "a.b" },
 		"services[1]": func(z *Zone) { z.Services[1].Name = "web" },
 		"services[2]": func(z *Zone) { z.Services[2].Tasks = []Task{{Slot: "tasks"}} },
+		"services[3]": func(z *Zone) { z.Services[3].Tasks[1].Name = "0" }, // a slot's label
 	} {
 		z := shop()
 		change(&z)

@@ -69,7 +69,8 @@ type Runtime struct {
 	containers map[string]*container // by ID, those that exist
 	starting   map[string]*turn      // who may change a container, by ID
 	chains     map[string]int        // layers that starts under way use, by chain ID
-	calls      sync.WaitGroup        // calls under way, that Close waits for
+	hold       hold
+	calls      sync.WaitGroup // calls under way, that Close waits for
 }
 
 // engine makes and deletes the containers of a Runtime: by shims of its own,
@@ -94,6 +95,7 @@ type turn struct {
 var (
 	_ runtime.Runtime  = (*Runtime)(nil)
 	_ runtime.Importer = (*Runtime)(nil)
+	_ runtime.Holder   = (*Runtime)(nil)
 )
 
 // Open opens the runtime whose data is under opts.Root and adopts the

@@ -44,6 +44,9 @@ func (r *Runtime) Start(ctx context.Context, spec runtime.Spec) error {
 			return wrap("start container", spec.ID, fmt.Errorf("replace the old one: %w", err))
 		}
 	}
+	if err := r.holds(&spec); err != nil {
+		return wrap("start container", spec.ID, err)
+	}
 	if err := r.engine.start(ctx, spec); err != nil {
 		if ctx.Err() != nil {
 			err = ctx.Err()
@@ -310,6 +313,7 @@ func (r *Runtime) clear(id string, c *container) error {
 		return fmt.Errorf("unmount its root: %w", err)
 	}
 	r.cgroups.remove(id)
+	r.letGo(id)
 	return errors.Join(os.RemoveAll(r.layer(id)), os.RemoveAll(r.bundle(id)))
 }
 

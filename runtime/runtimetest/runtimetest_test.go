@@ -75,6 +75,7 @@ type (
 	pullsMissing     struct{ *memory.Runtime }
 	restartsAdopted  struct{ *memory.Runtime }
 	wrongMemoryLimit struct{ *memory.Runtime }
+	holdsForEver     struct{ *memory.Runtime }
 
 	pullsTheTag      struct{ *memory.Runtime }
 	forgetsThePinned struct{ *memory.Runtime }
@@ -259,6 +260,10 @@ func (r restartsAdopted) restart(ctx context.Context) {
 	}
 }
 
+func (r holdsForEver) Hold(ctx context.Context, _ time.Duration) error {
+	return r.Runtime.Hold(ctx, time.Hour)
+}
+
 func (r wrongMemoryLimit) Stats(ctx context.Context, id string) (runtime.Stats, error) {
 	s, err := r.Runtime.Stats(ctx, id)
 	s.MemoryLimit = 0
@@ -290,6 +295,7 @@ func TestSuiteCatches(t *testing.T) {
 		{"missing image", func(m *memory.Runtime) runtime.Runtime { return pullsMissing{m} }},
 		{"restart of the program", func(m *memory.Runtime) runtime.Runtime { return restartsAdopted{m} }},
 		{"stats", func(m *memory.Runtime) runtime.Runtime { return wrongMemoryLimit{m} }},
+		{"hold", func(m *memory.Runtime) runtime.Runtime { return holdsForEver{m} }},
 		{"image by digest", func(m *memory.Runtime) runtime.Runtime { return pullsTheTag{m} }},
 		{"image by digest", func(m *memory.Runtime) runtime.Runtime { return forgetsThePinned{m} }},
 		{"resolve", func(m *memory.Runtime) runtime.Runtime { return resolvesAnything{m} }},

@@ -66,7 +66,7 @@ type testCase struct {
 
 // cases lists the suite in the order in which one meets the interface.
 func cases() []testCase {
-	return slices.Concat(lifeCases(), raceCases(), abilityCases(), imageCases(), updateCases(), systemCases())
+	return slices.Concat(lifeCases(), raceCases(), abilityCases(), imageCases(), updateCases(), holdCases(), systemCases())
 }
 
 // env is a case's view of its runtime. Errors are collected; a case returns

@@ -69,6 +69,14 @@ type wrong struct {
 	snap   func(context.Context, string, string) error
 	expand func(context.Context, string, int64) error
 	bind   func(context.Context, volume.Bind) (string, error)
+	claim  func(context.Context, volume.Claim) error
+}
+
+func (w *wrong) Claim(ctx context.Context, c volume.Claim) error {
+	if w.claim != nil {
+		return w.claim(ctx, c)
+	}
+	return w.Driver.Claim(ctx, c)
 }
 
 func (w *wrong) Create(ctx context.Context, v volume.Volume) error {
@@ -167,6 +175,26 @@ func TestWrongIsCaught(t *testing.T) {
 				}
 				m.Volume = "a"
 				return w.Driver.Mount(ctx, m)
+			}
+		}},
+		"Claim does nothing": {"Claim", func(w *wrong) {
+			w.claim = func(context.Context, volume.Claim) error { return nil }
+		}},
+		"an old Claim is no error": {"Claim", func(w *wrong) {
+			w.claim = func(ctx context.Context, c volume.Claim) error {
+				if err := w.Driver.Claim(ctx, c); !errors.Is(err, volume.ErrFenced) {
+					return err
+				}
+				return nil
+			}
+		}},
+		"Claim bars only the task before": {"Claim", func(w *wrong) {
+			w.mount = func(ctx context.Context, m volume.Mount) (string, error) {
+				path, err := w.Driver.Mount(ctx, m)
+				if errors.Is(err, volume.ErrFenced) && m.Task == "t0" {
+					return "/memory/rw/a", nil
+				}
+				return path, err
 			}
 		}},
 		"Mount makes a path each time": {"MountIsIdempotent", func(w *wrong) {
