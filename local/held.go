@@ -12,6 +12,9 @@ import (
 	"github.com/orchestrate-go/orchestrate/runtime"
 )
 
+// labelHeld is [runtime.LabelHeld] for containers that held is about.
+const labelHeld = "orchestrate.local.held"
+
 // held ends the containers of a node that must not outlive its agent's lease. It
 // is for the nodes of this machine to be no more than a timer of this process:
 // the store ends with the process too, so nothing can be decided without it, and
@@ -75,7 +78,7 @@ func (r sharedRuntime) Hold(_ context.Context, d time.Duration) error {
 			return err
 		}
 		for _, c := range list {
-			if _, is := c.Labels[runtime.LabelHeld]; !is || c.State != runtime.Running {
+			if _, is := c.Labels[labelHeld]; !is || c.State != runtime.Running {
 				continue
 			}
 			if err := r.Kill(ctx, c.ID, runtime.SIGKILL); err != nil {

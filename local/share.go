@@ -87,12 +87,19 @@ func (r sharedRuntime) Start(ctx context.Context, spec runtime.Spec) error {
 		labels = map[string]string{}
 	}
 	labels[labelNode] = r.share.node
-	spec.Labels = labels
-	if _, is := labels[runtime.LabelHeld]; is && r.share.held.over() {
-		return fmt.Errorf("start container %s: %w", spec.ID, runtime.ErrNotHeld)
+	epoch, is := labels[runtime.LabelHeld]
+	if is {
+		// Held by this process, and not by what the runtime has for the case
+		// that the process dies.
+		delete(labels, runtime.LabelHeld)
+		labels[labelHeld] = epoch
+		if r.share.held.over() {
+			return fmt.Errorf("start container %s: %w", spec.ID, runtime.ErrNotHeld)
+		}
 	}
+	spec.Labels = labels
 	err := r.containers.Start(ctx, spec)
-	if _, is := labels[runtime.LabelHeld]; is && err == nil && r.share.held.over() {
+	if is && err == nil && r.share.held.over() {
 		// While it started, those that ran were killed.
 		err = errors.Join(fmt.Errorf("start container %s: %w", spec.ID, runtime.ErrNotHeld), r.Kill(ctx, spec.ID, runtime.SIGKILL))
 	}
