@@ -133,7 +133,9 @@ func (f *Fleet) NodeIDs() []string {
 
 // StopNode ends the agent of one of [Fleet.NodeIDs], as if the node had lost its
 // connection: its containers run on, and nobody hears of them, restarts them or
-// stops them until [Fleet.StartNode]. It returns when the agent has ended. A
+// stops them until [Fleet.StartNode]; but those of stateful services end by
+// themselves, so that their slots can be taken over. It returns when the agent
+// has ended. A
 // node that is stopped already is no error; one that is not of this machine is
 // an [*orchestrate.NameError].
 func (f *Fleet) StopNode(name string) error {

@@ -12,6 +12,10 @@
 // adopts what runs and finishes what was cut short; what no task owns any more
 // is removed. Containers run on while no agent does.
 //
+// What must not run twice, the slots of stateful services, is bound to the
+// node's lease: it is started only while that is alive, and ends by itself, with
+// or without an agent, when it could not be renewed. tenure.go has the margins.
+//
 // The agent works on the interfaces runtime, network, volume and health alone:
 //
 //	agent, err := node.New(store, node.Options{

@@ -5,7 +5,7 @@
 // containers. A [Spec] is one container, as data; [Spec.Validate] says what is
 // wrong with it. What a runtime can do beyond that is found by type
 // assertion: [Execer], [LogReader], [StatsReader], [Importer], [ImageLister],
-// [Resolver], [Updater].
+// [Resolver], [Updater], [Holder].
 //
 //	if _, err := rt.Pull(ctx, "docker.io/library/redis:7", runtime.PullOptions{}); err != nil {
 //		return err

@@ -21,7 +21,8 @@
 // Where to read on: view.decide (rollout.go) is the life of a rollout;
 // view.converge (converge.go) is what makes a spec true; view.turnBack
 // (rollback.go) and view.hold (hold.go) are what is done after a rollout has
-// failed.
+// failed. State.globalize (global.go) is where the tasks of a global service
+// belong, and view.vacant (stateful.go) why no slot is ever run twice.
 //
 //	loop, err := control.New(control.Options{
 //		Store: s, ID: "host-1", Scheduler: sched, Decode: decode,
