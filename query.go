@@ -138,6 +138,7 @@ type Node struct {
 	Alive   bool // its agent has a lease
 	Version string
 	Started time.Time // of its agent
+	Address string    // where it lets control planes reach its tasks, HOST:PORT; empty: nowhere
 }
 
 // Get returns a service. One that does not exist is a [*NameError].
@@ -390,7 +391,7 @@ func (f *Fleet) Nodes(ctx context.Context) ([]Node, error) {
 		if err := json.Unmarshal(item.Value, &rec); err != nil {
 			return nil, fmt.Errorf("read %s: %w", item.Key, err)
 		}
-		nodes = append(nodes, Node{Node: rec.Node, Alive: lives[rec.ID], Version: rec.Version, Started: rec.Started})
+		nodes = append(nodes, Node{Node: rec.Node, Alive: lives[rec.ID], Version: rec.Version, Started: rec.Started, Address: rec.Address})
 	}
 	return nodes, nil
 }

@@ -26,6 +26,9 @@ type Options struct {
 	Node scheduler.Node
 	// Version of the application, for its operators.
 	Version string
+	// Address is where control planes on other machines reach this node's tasks,
+	// HOST:PORT, if package remote serves there.
+	Address string
 
 	// Runtime runs the containers. Required.
 	Runtime runtime.Runtime
@@ -302,7 +305,7 @@ func (a *Agent) registerOnce(ctx context.Context, started time.Time) error {
 	// store. A lease's ID may come again in a store that was opened anew.
 	rec := record.Node{
 		Fetches: true,
-		Node:    a.opts.Node, Version: a.opts.Version, Started: started,
+		Node:    a.opts.Node, Version: a.opts.Version, Started: started, Address: a.opts.Address,
 		Registration: fmt.Sprintf("%s@%d", lease.ID(), sent.UnixNano()), Fence: a.tenure.promise(lease.TTL()),
 	}
 	data, err := json.Marshal(rec)

@@ -140,6 +140,7 @@ type Node struct {
 	scheduler.Node
 	Version string    `json:"version,omitempty"` // of the agent
 	Started time.Time `json:"started"`           // of the agent
+	Address string    `json:"address,omitempty"` // where it answers package remote, HOST:PORT
 
 	// Fetches says that the agent heeds Task.Next.
 	Fetches bool `json:"fetches,omitempty"`
