@@ -21,6 +21,7 @@ const (
 	DefaultMaxBackoff       = 5 * time.Minute
 	DefaultReset            = 10 * time.Minute
 	DefaultMonitor          = 10 * time.Second
+	DefaultBake             = 5 * time.Minute // of a blue/green change
 	DefaultProgressDeadline = 10 * time.Minute
 	DefaultLogBytes         = 16 * MiB
 	DefaultLogFiles         = 2
@@ -47,6 +48,13 @@ func (s Service) WithDefaults() Service {
 		setDefault(&st.WhenRemoved, RetainVolumes)
 	}
 	s.Template.fill()
+	setDefault(&s.Update.Strategy, RollingUpdate)
+	switch s.Update.Strategy {
+	case CanaryUpdate:
+		setDefault(&s.Update.Canary.Tasks, "1")
+	case BlueGreenUpdate:
+		setDefault(&s.Update.BlueGreen.Bake, DefaultBake)
+	}
 	setDefault(&s.Update.Order, OrderAuto)
 	setDefault(&s.Update.Monitor, DefaultMonitor)
 	setDefault(&s.Update.ProgressDeadline, DefaultProgressDeadline)

@@ -56,7 +56,7 @@ func TestDefaultsAreDocumentedOnes(t *testing.T) {
 		{"strategy", s.Placement.Strategy, "spread"},
 		{"stopGrace", s.StopGrace, 10 * time.Second},
 		{"drainDelay", s.DrainDelay, time.Second},
-		{"update", s.Update, UpdatePolicy{Order: OrderAuto, Monitor: 10 * time.Second, ProgressDeadline: 10 * time.Minute, OnFailure: RollBack}},
+		{"update", s.Update, UpdatePolicy{Strategy: RollingUpdate, Order: OrderAuto, Monitor: 10 * time.Second, ProgressDeadline: 10 * time.Minute, OnFailure: RollBack}},
 	} {
 		if !reflect.DeepEqual(tt.got, tt.want) {
 			t.Errorf("%s: got %+v, want %+v", tt.field, tt.got, tt.want)

@@ -237,6 +237,14 @@ func decodeWorkload(namespace, name string, rec record.Service, at *record.Revis
 			MaxFailures:      s.Update.MaxFailures,
 		},
 	}
+	switch u := &s.Update; u.Strategy {
+	case CanaryUpdate:
+		w.Update.Strategy, w.Update.Canaries = record.Canary, u.Canary.Tasks.control()
+		w.Update.Bake, w.Update.Manual = u.Canary.Bake, u.Canary.Bake == 0
+	case BlueGreenUpdate:
+		w.Update.Strategy = record.BlueGreen
+		w.Update.Bake, w.Update.Manual = max(u.BlueGreen.Bake, 0), u.BlueGreen.Manual
+	}
 	s.scaled(&w)
 	w.Budget = s.Budget.control()
 	w.Global = s.Mode == Global

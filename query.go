@@ -41,6 +41,14 @@ type Rollout struct {
 	Message  string
 	Failure  *Failure // the last failure of a new task
 	Revision int64
+	Strategy UpdateStrategy
+	// Phase is what it is at, or was at when it failed; empty once it has
+	// completed. Since is when that began.
+	Phase Phase
+	Since time.Time
+	// Until is when a bake ends if all stays well; zero in other phases, and
+	// while something of what bakes is not ready.
+	Until    time.Time
 	Started  time.Time
 	Ended    time.Time
 	Desired  int // tasks wanted
@@ -260,9 +268,19 @@ func readRollout(rec record.Rollout) *Rollout {
 		Reason: Reason(rec.Reason), Message: rec.Message, Failure: readFailure(rec.Failure), Revision: rec.Revision,
 		Started: rec.Started, Ended: rec.Ended, Desired: rec.Desired, Updated: rec.Updated,
 		Ready: rec.Ready, Failures: rec.Failures, Unplaced: rec.Unplaced,
+		Strategy: UpdateStrategy(cmp.Or(string(rec.Strategy), string(RollingUpdate))), Phase: readPhase(&rec), Since: rec.Since, Until: rec.Until,
 	}
 	r.Outcome, r.Rollback = readOutcome(rec.State), readRollback(rec.Rollback)
 	return r
+}
+
+// readPhase is the phase of a rollout; those of an earlier version's record are
+// all rolling.
+func readPhase(rec *record.Rollout) Phase {
+	if rec.Phase == "" && rec.State == record.Progressing {
+		return PhaseRolling
+	}
+	return Phase(rec.Phase)
 }
 
 func readOutcome(s record.RolloutState) Outcome {

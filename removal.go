@@ -66,6 +66,12 @@ func (r Removal) stage(ctx context.Context, f *Fleet, b *batch) error {
 	}
 	b.guard(item, key)
 	b.Writes = append(b.Writes, store.Delete(key))
+	directive := record.Key(record.Directives, ns, name)
+	if _, found, err := store.Get(ctx, f.store, directive); err != nil {
+		return err
+	} else if found {
+		b.Writes = append(b.Writes, store.Delete(directive))
+	}
 	b.become(ns+"/"+name, nil)
 	b.tell(ctx, record.Event{Kind: record.ServiceRemoved, Namespace: ns, Service: name, Reason: record.ReasonRemoved})
 	return nil

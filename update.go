@@ -16,8 +16,62 @@ const (
 	StopFirst  UpdateOrder = "stop-first"
 )
 
+// UpdateStrategy says how a new revision takes the place of the last that
+// completed.
+type UpdateStrategy string
+
+// The update strategies. Where nothing of an earlier revision runs, all are as
+// RollingUpdate.
+const (
+	// RollingUpdate, also when empty, replaces tasks, a few at a time.
+	RollingUpdate UpdateStrategy = "rolling"
+	// CanaryUpdate first starts a few tasks of the new revision beside the old
+	// ones, which all go on serving; see [Canary].
+	CanaryUpdate UpdateStrategy = "canary"
+	// BlueGreenUpdate starts a second set of all tasks without traffic, switches
+	// the traffic at once, and then stops the old set; see [BlueGreen].
+	BlueGreenUpdate UpdateStrategy = "blue-green"
+)
+
+// Canary is how a new revision is tried by a few. Until it is promoted, the old
+// revision is kept up in full: canaries come in addition to Replicas, so that to
+// give them up costs no old task, and take as large a share of the traffic as
+// they are of all. When they are promoted they are replicas of the service, and
+// the rest follows as in a rolling update.
+type Canary struct {
+	// Tasks is how many canaries there are; "1" when empty. A share is rounded
+	// up. Not 0.
+	Tasks Amount `json:"tasks,omitempty"`
+	// Bake is for how long all canaries must stay ready, beyond Monitor, until
+	// they are promoted without a call. When 0 they wait for [Fleet.Promote].
+	Bake time.Duration `json:"bake,omitempty"`
+}
+
+// BlueGreen is how one set of tasks takes the place of another. Each has as many
+// tasks as Replicas, so there must be room for twice as many. The traffic of
+// virtual addresses, published ports and the service's name is switched once all
+// of the second set have stayed ready for Monitor, in one write that all nodes
+// follow; connections that exist go on. Until the old set goes, a failure or
+// [Fleet.Abort] switches it back as fast.
+type BlueGreen struct {
+	// Manual has a second set that is ready wait for [Fleet.Promote] before it
+	// gets the traffic.
+	Manual bool `json:"manual,omitempty"`
+	// Bake is how long the old set is kept after the switch: 5 min when 0, not
+	// at all when negative. When by their own doing fewer of the second set serve
+	// than MaxUnavailable allows, and more of the old set would, the rollout
+	// fails with [ReasonBake].
+	Bake time.Duration `json:"bake,omitempty"`
+}
+
 // UpdatePolicy is how a new revision is rolled out.
 type UpdatePolicy struct {
+	// Strategy is [RollingUpdate] when empty. The others need two tasks at a time,
+	// so they exclude whatever stops first.
+	Strategy UpdateStrategy `json:"strategy,omitempty"`
+	// Canary and BlueGreen are for the strategies of that name.
+	Canary    Canary    `json:"canary,omitzero"`
+	BlueGreen BlueGreen `json:"blueGreen,omitzero"`
 	// Parallelism is how many replicas are changed at a time: of those that
 	// have an old task, or a new one that has yet to stay ready for Monitor. A
 	// share is rounded up. When empty it is what MaxSurge and MaxUnavailable

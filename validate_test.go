@@ -400,6 +400,26 @@ var malformed = []struct {
 	{"update with nothing unavailable, stop-first", "update.maxUnavailable", func(s *Service, c *Container) {
 		s.Update.Order, s.Update.MaxUnavailable = StopFirst, "0%"
 	}},
+	{"update strategy", "update.strategy", func(s *Service, c *Container) { s.Update.Strategy = "red-black" }},
+	{"update canary of none", "update.canary.tasks", func(s *Service, c *Container) { s.Update.Strategy, s.Update.Canary.Tasks = CanaryUpdate, "0%" }},
+	{"update canary of a word", "update.canary.tasks", func(s *Service, c *Container) { s.Update.Strategy, s.Update.Canary.Tasks = CanaryUpdate, "few" }},
+	{"update canary baked for ever", "update.canary.bake", func(s *Service, c *Container) {
+		s.Update.Strategy, s.Update.Canary.Bake = CanaryUpdate, 1000*time.Hour
+	}},
+	{"update canary baked negatively", "update.canary.bake", func(s *Service, c *Container) { s.Update.Strategy, s.Update.Canary.Bake = CanaryUpdate, -1 }},
+	{"update canary without its strategy", "update.canary", func(s *Service, c *Container) { s.Update.Canary.Tasks = "1" }},
+	{"update blue/green without its strategy", "update.blueGreen", func(s *Service, c *Container) { s.Update.BlueGreen.Manual = true }},
+	{"update blue/green baked without a unit", "update.blueGreen.bake", func(s *Service, c *Container) {
+		s.Update.Strategy, s.Update.BlueGreen.Bake = BlueGreenUpdate, 60
+	}},
+	{"update canary, stop-first", "update.strategy", func(s *Service, c *Container) { s.Update.Strategy, s.Update.Order = CanaryUpdate, StopFirst }},
+	{"update blue/green without a surge", "update.strategy", func(s *Service, c *Container) {
+		s.Update.Strategy, s.Update.Order, s.Update.MaxSurge = BlueGreenUpdate, OrderAuto, "0"
+	}},
+	{"update blue/green of the nodes' ports", "update.strategy", func(s *Service, c *Container) {
+		s.Update.Strategy, s.HostNetwork, s.Networks = BlueGreenUpdate, true, nil
+		s.Ports, s.DNS, c.Sysctls = []Port{{Port: 80}}, DNS{}, nil
+	}},
 	{"update with no surge and nothing unavailable", "update.maxUnavailable", func(s *Service, c *Container) {
 		s.Update.Order, s.Update.MaxSurge, s.Update.MaxUnavailable = OrderAuto, "0", "0"
 	}},

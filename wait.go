@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,6 +25,9 @@ const (
 	RolloutFailed Outcome = "failed"
 	// RolloutSuperseded: a later Apply or Scale changed the spec before.
 	RolloutSuperseded Outcome = "superseded"
+	// RolloutWaiting: it has not ended. What is tried is ready, and waits for
+	// [Fleet.Promote] or [Fleet.Abort], for however long that takes.
+	RolloutWaiting Outcome = "waiting"
 	// RolloutRemoved: the service was removed and nothing of it is left.
 	RolloutRemoved Outcome = "removed"
 )
@@ -33,6 +37,8 @@ type Reason string
 
 // The reasons.
 const (
+	ReasonAborted  Reason = "aborted"           // a call asked for it; see [Fleet.Abort]
+	ReasonBake     Reason = "bake-failed"       // tasks that had been given the traffic stopped being ready; see [BlueGreen]
 	ReasonDeadline Reason = "progress-deadline" // no further task became ready in time
 	ReasonFailures Reason = "task-failures"     // too many new tasks failed
 	ReasonCapacity Reason = "no-capacity"       // tasks could not be placed in time
@@ -47,6 +53,7 @@ type Result struct {
 	Service  string // NAMESPACE/NAME
 	Revision int64
 	Outcome  Outcome
+	Phase    Phase    // that it waits in, or failed in
 	Reason   Reason   // of RolloutFailed
 	Message  string   // for a person
 	Failure  *Failure // the last failure of a new task, with the lines it logged
@@ -87,10 +94,12 @@ func (r *Rollback) String() string {
 	return s
 }
 
-// Err returns nil for a rollout that completed or a service that was removed,
-// and else a [*RolloutError], also when the rollback of it completed.
+// Err returns nil for a rollout that completed, or waits for a call as it was
+// told to, and for a service that was removed; else a [*RolloutError], also when
+// the rollback of it completed.
 func (r Result) Err() error {
-	if r.Outcome == RolloutCompleted || r.Outcome == RolloutRemoved {
+	switch r.Outcome {
+	case RolloutCompleted, RolloutWaiting, RolloutRemoved:
 		return nil
 	}
 	return &RolloutError{r}
@@ -120,7 +129,9 @@ type RolloutError struct{ Result Result }
 func (e *RolloutError) Error() string { return e.Result.String() }
 
 // Wait returns how the rollout of a service's spec ends, at once when it has. One
-// that is rolled back has ended with the end of that.
+// that is rolled back has ended with the end of that. One that comes to wait for
+// a call, or does already, is [RolloutWaiting]: it goes on with that call, and
+// Wait can be called again after it.
 // The spec is the one at the time of the call: when a later one takes its
 // place, the result is [RolloutSuperseded]. Of a removed service it returns
 // when nothing is left. A service of which there is nothing, and that this
@@ -146,7 +157,7 @@ func (f *Fleet) Wait(ctx context.Context, name string) (Result, error) {
 	}
 	r.Revision = rec.Revision
 	w := &waiter{result: r, service: item}
-	if err := f.watchTwo(ctx, w); err != nil {
+	if err := f.watchService(ctx, w); err != nil {
 		return w.result, err
 	}
 	return w.result, nil
@@ -154,8 +165,15 @@ func (f *Fleet) Wait(ctx context.Context, name string) (Result, error) {
 
 // waiter decides the end of a Wait from the records of one service.
 type waiter struct {
-	result  Result
-	service store.Item
+	result    Result
+	service   store.Item
+	directive *record.Directive // that was given last
+}
+
+// called reports whether a rollout that waits for a call has had it.
+func (w *waiter) called(r *record.Rollout) bool {
+	d := w.directive
+	return d != nil && d.Spec >= r.Began && d.Spec <= r.Spec && (d.Action == record.Abort || d.From == r.Phase)
 }
 
 // step takes a change of either record and reports whether that is the end.
@@ -176,6 +194,16 @@ func (w *waiter) step(c store.Change) (bool, error) {
 		w.result.Outcome, w.result.Message, w.result.Ended = RolloutSuperseded, message, time.Now().UTC()
 		return true, nil
 	}
+	if strings.HasPrefix(c.Item.Key, record.Directives) {
+		w.directive = nil
+		if c.Deleted {
+			return false, nil
+		}
+		if err := json.Unmarshal(c.Item.Value, &w.directive); err != nil {
+			return true, fmt.Errorf("read %s: %w", c.Item.Key, err)
+		}
+		return false, nil
+	}
 	if c.Deleted {
 		return false, nil
 	}
@@ -185,7 +213,15 @@ func (w *waiter) step(c store.Change) (bool, error) {
 	}
 	r := &w.result
 	r.Desired, r.Updated, r.Ready, r.Started = rec.Desired, rec.Updated, rec.Ready, rec.Started
-	if rec.Spec != w.service.Revision || rec.State == record.Progressing {
+	r.Phase = readPhase(&rec)
+	if rec.Spec != w.service.Revision {
+		return false, nil
+	}
+	if rec.State == record.Progressing {
+		if rec.Phase == record.PhaseWaiting && !w.called(&rec) {
+			r.Outcome, r.Message = RolloutWaiting, "it waits to be promoted or aborted"
+			return true, nil
+		}
 		return false, nil
 	}
 	r.Rollback = readRollback(rec.Rollback)
@@ -198,12 +234,13 @@ func (w *waiter) step(c store.Change) (bool, error) {
 	return rec.Current().State != record.Progressing, nil
 }
 
-// watchTwo feeds w with the service's spec and rollout until it is satisfied.
-func (f *Fleet) watchTwo(ctx context.Context, w *waiter) error {
-	rollout := record.Rollouts + strings.TrimPrefix(w.service.Key, record.Services)
+// watchService feeds w with the service's spec, what the leader was told of it,
+// and its rollout, until it is satisfied.
+func (f *Fleet) watchService(ctx context.Context, w *waiter) error {
+	name := strings.TrimPrefix(w.service.Key, record.Services)
 	for {
 		ctx, cancel := context.WithCancel(ctx)
-		err := f.watchOnce(ctx, w, w.service.Key, rollout)
+		err := f.watchOnce(ctx, w, [...]string{w.service.Key, record.Directives + name, record.Rollouts + name})
 		cancel()
 		if !isCompacted(err) {
 			return err
@@ -211,9 +248,9 @@ func (f *Fleet) watchTwo(ctx context.Context, w *waiter) error {
 	}
 }
 
-func (f *Fleet) watchOnce(ctx context.Context, w *waiter, service, rollout string) error {
-	var channels [2]<-chan store.Batch
-	for i, key := range []string{service, rollout} {
+func (f *Fleet) watchOnce(ctx context.Context, w *waiter, keys [3]string) error {
+	var channels [len(keys)]<-chan store.Batch
+	for i, key := range keys {
 		// Keys behind this one may begin with it: they are passed over.
 		snapshot, err := f.store.List(ctx, key)
 		if err != nil {
@@ -228,7 +265,7 @@ func (f *Fleet) watchOnce(ctx context.Context, w *waiter, service, rollout strin
 				}
 			}
 		}
-		if key == service && !present {
+		if key == w.service.Key && !present {
 			_, err := w.step(store.Change{Item: store.Item{Key: key}, Deleted: true})
 			return err
 		}
@@ -242,6 +279,7 @@ func (f *Fleet) watchOnce(ctx context.Context, w *waiter, service, rollout strin
 		select {
 		case batch, ok = <-channels[0]:
 		case batch, ok = <-channels[1]:
+		case batch, ok = <-channels[2]:
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -253,7 +291,7 @@ func (f *Fleet) watchOnce(ctx context.Context, w *waiter, service, rollout strin
 			return batch.Err
 		}
 		for _, c := range batch.Changes {
-			if c.Item.Key != service && c.Item.Key != rollout {
+			if !slices.Contains(keys[:], c.Item.Key) {
 				continue
 			}
 			if end, err := w.step(c); end || err != nil {

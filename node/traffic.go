@@ -124,7 +124,7 @@ func (t *traffic) publish(e localEndpoint) {
 // record is what other nodes learn of e on one network.
 func (e *localEndpoint) record(addresses []netip.Addr) record.Endpoint {
 	rec := record.Endpoint{
-		Task: e.task.ID, Slot: e.task.Slot, Revision: e.task.Revision, Addresses: addresses, NotReady: e.unready,
+		Task: e.task.ID, Slot: e.task.Slot, Revision: e.task.Revision, Hash: e.task.Hash, Addresses: addresses, NotReady: e.unready,
 	}
 	if e.task.Fenced() {
 		rec.Name = record.SlotName(e.task.Service, e.task.Slot)
@@ -361,14 +361,31 @@ func (t *traffic) backends() map[string]map[string][]record.Endpoint {
 			add(service(e.task), n, e.record(addrs))
 		}
 	}
-	for _, nets := range all {
-		for _, es := range nets {
+	for service, nets := range all {
+		held := t.frontends.all[service].Held
+		for network, es := range nets {
+			es = serving(es, held)
+			nets[network] = es
 			slices.SortFunc(es, func(a, b record.Endpoint) int {
 				return cmp.Or(cmp.Compare(a.Slot, b.Slot), cmp.Compare(a.Task, b.Task))
 			})
 		}
 	}
 	return all
+}
+
+// serving leaves away the endpoints of templates that take no traffic. Where no
+// other is ready they stay: to serve is better than to refuse, and what is known
+// here may be a moment old.
+func serving(es []record.Endpoint, held []string) []record.Endpoint {
+	if len(held) == 0 {
+		return es
+	}
+	isHeld := func(e record.Endpoint) bool { return e.Hash != "" && slices.Contains(held, e.Hash) }
+	if !slices.ContainsFunc(es, func(e record.Endpoint) bool { return !e.NotReady && !isHeld(e) }) {
+		return es
+	}
+	return slices.DeleteFunc(es, isHeld)
 }
 
 // rules are what the balancer is to do. t.mu is held.

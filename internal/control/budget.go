@@ -77,11 +77,11 @@ func (v *view) serving() int {
 		if s.dropped {
 			continue
 		}
-		if s.settled && !v.told[s.current] {
+		if s.settled && v.serves(s.current) && !v.told[s.current] {
 			n++
 		}
 		for _, t := range s.tasks {
-			if v.outdated(t) && t.available() && !v.told[t] {
+			if v.outdated(t) && v.serves(t) && !v.told[t] {
 				n++
 			}
 		}
@@ -112,7 +112,7 @@ func (v *view) yield(placed []record.Task) {
 			if !t.live() || !t.leaving() || v.told[t] {
 				continue
 			}
-			if t.available() {
+			if v.serves(t) {
 				if serving-1 < v.floor(t, p) {
 					continue
 				}
@@ -333,9 +333,9 @@ func (v *view) successorOf(t *task) *task {
 
 // view is a look at a service without a decision about it.
 func (s *State) view(svc *service) *view {
-	v := &view{work: &svc.work, spec: svc.spec, created: svc.created, tasks: svc.tasks, now: s.now}
+	v := &view{work: &svc.work, spec: svc.spec, created: svc.created, tasks: svc.tasks, now: s.now, rollout: new(record.Rollout)}
 	if svc.rollout != nil {
-		v.rollout = *svc.rollout
+		*v.rollout = *svc.rollout
 	}
 	if svc.spec != 0 {
 		_ = s.shape(svc, v) // of one that has no shape, the numbers are as they are

@@ -22,6 +22,9 @@ func (s *State) cause(svc *service, v *view) record.Cause {
 	if v != nil && v.rollout.Rollback != nil {
 		c.Actor, c.Revision = record.ActorPlanner, v.rollout.Rollback.Revision
 	}
+	if d := svc.directive; v != nil && d != nil && d.Action == record.Abort && v.rollout.Reason == record.WhyAborted {
+		c.Actor = cmp.Or(d.Actor, record.ActorApplication)
+	}
 	return c
 }
 
@@ -62,6 +65,9 @@ func (w *writer) whyStart(v *view, t *record.Task) record.Cause {
 		}
 	}
 	failed := v.rollout.Slots[t.Slot]
+	if v.trying() && t.Hash == v.work.Hash {
+		failed = v.rollout.Trial[t.Slot]
+	}
 	switch {
 	case before != nil && before.lost() && !before.over():
 		c.Actor, c.Reason, c.Trigger = record.ActorPlanner, record.ReasonNodeLost, "node/"+before.node.id

@@ -53,7 +53,7 @@ func (v *view) stop(t *task, reason string) {
 }
 
 // drop chooses which slots go when there are too many: those that do not serve
-// first, then the highest.
+// first, then those that are of no wanted template, then the highest.
 func (v *view) drop() {
 	surplus := v.liveSlots() - v.work.Replicas
 	if surplus <= 0 {
@@ -66,7 +66,7 @@ func (v *view) drop() {
 		}
 	}
 	slices.SortFunc(order, func(a, b *slot) int {
-		return cmp.Or(cmp.Compare(min(a.available, 1), min(b.available, 1)), b.number-a.number)
+		return cmp.Or(cmp.Compare(min(a.available, 1), min(b.available, 1)), cmp.Compare(current(a), current(b)), b.number-a.number)
 	})
 	for _, s := range order[:surplus] {
 		s.dropped = true
@@ -74,6 +74,13 @@ func (v *view) drop() {
 			v.stop(t, record.ReasonScaled)
 		}
 	}
+}
+
+func current(s *slot) int {
+	if s.current == nil {
+		return 0
+	}
+	return 1
 }
 
 // fill starts the replicas that no task is there for.
@@ -90,8 +97,9 @@ func (v *view) fill() {
 			numbers = append(numbers, s.number)
 		}
 	}
-	for _, n := range slices.Sorted(maps.Keys(v.rollout.Slots)) {
-		if s := v.slot(n); (s == nil || s.live == 0) && v.rollout.Slots[n].Failures > 0 && !slices.Contains(numbers, n) {
+	failed := *v.failures()
+	for _, n := range slices.Sorted(maps.Keys(failed)) {
+		if s := v.slot(n); (s == nil || s.live == 0) && failed[n].Failures > 0 && !slices.Contains(numbers, n) {
 			numbers = append(numbers, n)
 		}
 	}
@@ -163,7 +171,7 @@ func (v *view) startIn(number int, from *task) {
 		}
 		st.fresh = from == nil && v.slot(number) == nil && v.rollout.Slots[number].Failures == 0
 	}
-	if b := v.rollout.Slots[number]; b.Failures > 0 {
+	if b := (*v.failures())[number]; b.Failures > 0 {
 		if due := b.Last.Add(delay(b.Failures)); due.After(v.now) {
 			v.wakeAt(due)
 			return
@@ -193,13 +201,15 @@ func (v *view) roll() {
 		extra += s.live - 1
 		if s.settled {
 			settled++
-			serving++
+			if v.serves(s.current) {
+				serving++
+			}
 		}
 		if s.current == nil {
 			candidates = append(candidates, s)
 		}
 		for _, t := range s.tasks {
-			if v.outdated(t) && t.available() {
+			if v.outdated(t) && v.serves(t) {
 				serving++
 			}
 		}
@@ -207,7 +217,7 @@ func (v *view) roll() {
 
 	// retire stops an outdated task if the promise allows it.
 	retire := func(t *task) bool {
-		if t.available() {
+		if v.serves(t) {
 			if serving-1 < v.floor(t, p) {
 				return false
 			}
@@ -266,7 +276,7 @@ func (v *view) roll() {
 // outdatedBy is the reason for which an outdated task is stopped.
 func (v *view) outdatedBy(t *task) string {
 	switch {
-	case t.rec.Hash == v.work.Hash || v.anyTemplate || v.spared(t.rec.Slot):
+	case t.rec.Hash == v.work.Hash || v.anyTemplate && !v.held(t) || v.spared(t.rec.Slot):
 		return record.ReasonDrained
 	case v.rollout.Rollback != nil:
 		return record.ReasonRolled

@@ -22,6 +22,7 @@ const (
 	TaskFailed        EventKind = "task-failed"        // a task gave up, and was counted
 	TaskDeleted       EventKind = "task-gone"          // a task's record was deleted: it is over
 	RolloutStarted    EventKind = "rollout-started"    // the first of a spec, or it supersedes another
+	RolloutAdvanced   EventKind = "rollout-phase"      // it is at another phase: Message
 	RolloutSucceeded  EventKind = "rollout-completed"  // the spec is true
 	RolloutStopped    EventKind = "rollout-failed"     // the spec could not be made true
 	RollbackStarted   EventKind = "rollback-started"   // that failed, and an earlier revision is made true again: Revision

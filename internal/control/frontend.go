@@ -147,7 +147,6 @@ func (s *State) front(svc *service, work *Workload, invalid error) (*record.Fron
 			f.Addresses[name] = append(f.Addresses[name], a)
 		}
 	}
-	s.take(svc, f)
 	return f, nil
 }
 

@@ -1,6 +1,10 @@
 package control
 
-import "github.com/orchestrate-go/orchestrate/internal/record"
+import (
+	"slices"
+
+	"github.com/orchestrate-go/orchestrate/internal/record"
+)
 
 // hold is what is done for a service whose rollout failed because of its
 // template: nothing more of it is started, and what serves goes on serving.
@@ -85,7 +89,7 @@ func (v *view) hold() {
 func (v *view) bereft() map[int]*task {
 	gone := map[int]*task{}
 	for _, t := range v.tasks {
-		if !t.over() && !t.lost() || !v.proven(t) || dismissed(t) || v.successor(t) != nil {
+		if !t.over() && !t.lost() || !v.proven(t) || dismissed(t) || v.replaced(t) {
 			continue
 		}
 		if v.global != nil && v.global.node[t.rec.Slot] != t.node.id {
@@ -99,6 +103,14 @@ func (v *view) bereft() map[int]*task {
 		}
 	}
 	return gone
+}
+
+// replaced reports whether a task of t's slot and template is there, be it an
+// earlier one that has come back.
+func (v *view) replaced(t *task) bool {
+	return slices.ContainsFunc(v.slot(t.rec.Slot).tasks, func(h *task) bool {
+		return h != t && h.live() && h.rec.Hash == t.rec.Hash
+	})
 }
 
 // successor is the task that has taken t's place, if there is one: a later one

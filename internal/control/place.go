@@ -34,14 +34,21 @@ func (s *State) place(v *view) placement {
 	if len(v.starts) == 0 {
 		return p
 	}
+	wanted := v.starts
 	if v.blocked != nil {
 		p.unplaced = v.blocked.message
-		return p
+		// What a new image means does not concern those that run an older one.
+		older := func(st start) bool { return v.blocked.why == record.WhyImage && (st.work != nil || st.from != nil) }
+		wanted = slices.DeleteFunc(slices.Clone(wanted), func(st start) bool { return !older(st) })
+		if len(wanted) == 0 {
+			return p
+		}
 	}
 	var reqs []scheduler.Request
-	starts := groups(v.starts)
+	starts := groups(wanted)
+	given := map[string]bool{}
 	for _, group := range starts {
-		reqs = append(reqs, s.request(v, group))
+		reqs = append(reqs, s.request(v, group, given))
 	}
 	decisions, err := s.config.Place.Place(s.cluster, reqs)
 	if err != nil {
@@ -119,7 +126,7 @@ func (st *start) alone() bool {
 }
 
 // request is what a group of starts asks of the scheduler.
-func (s *State) request(v *view, group []start) scheduler.Request {
+func (s *State) request(v *view, group []start, given map[string]bool) scheduler.Request {
 	r := v.work.Request
 	if w := group[0].work; w != nil {
 		r = w.Request
@@ -130,7 +137,7 @@ func (s *State) request(v *view, group []start) scheduler.Request {
 	r.Namespace, r.Service, r.Count = v.work.Namespace, v.work.Name, len(group)
 	r.Tasks = make([]string, len(group))
 	for i, st := range group {
-		r.Tasks[i] = s.newID(v.work, st.slot)
+		r.Tasks[i] = s.newID(v.work, st.slot, given)
 	}
 	if avoid := group[0].avoid; avoid != "" {
 		r.Avoid = []string{avoid}
@@ -140,9 +147,14 @@ func (s *State) request(v *view, group []start) scheduler.Request {
 	return r
 }
 
-func (s *State) newID(w *Workload, slot int) string {
+// newID is an ID that no task has, nor is given in this plan: in a trial, two
+// tasks can be started in one slot.
+func (s *State) newID(w *Workload, slot int, given map[string]bool) string {
 	for salt := 0; ; salt++ {
-		if id := taskID(w.Namespace, w.Name, slot, s.revision, salt); s.ids[id] == 0 {
+		if id := taskID(w.Namespace, w.Name, slot, s.revision, salt); s.ids[id] == 0 && !given[id] {
+			if given != nil {
+				given[id] = true
+			}
 			return id
 		}
 	}

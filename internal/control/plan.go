@@ -63,10 +63,13 @@ func (s *State) plan(svc *service, p *Plan) {
 		s.remove(svc, p)
 		return
 	}
-	v := &view{work: &svc.work, spec: svc.spec, created: svc.created, tasks: svc.tasks, now: s.now, slots: s.slots, rehearsed: s.rehearsed}
+	v := &view{
+		work: &svc.work, spec: svc.spec, created: svc.created, tasks: svc.tasks, now: s.now, slots: s.slots,
+		rollout: new(record.Rollout), directive: svc.directive, rehearsed: s.rehearsed,
+	}
 	invalid := svc.invalid
 	if svc.rollout != nil {
-		v.rollout = *svc.rollout
+		*v.rollout = *svc.rollout
 	}
 	if r := v.rollout.Rollback; r != nil && v.rollout.Spec == svc.spec {
 		back := s.earlier(svc, record.Mark{Revision: r.Revision, Hash: r.Hash})
@@ -74,14 +77,21 @@ func (s *State) plan(svc *service, p *Plan) {
 		own := *r
 		v.rollout.Rollback = &own
 	} else {
-		v.fallback = s.fallback(svc)
+		v.last = s.lastCompleted(svc)
 	}
 	if err := s.shape(svc, v); err != nil && invalid == nil {
 		invalid = err
 	}
 	var frontend *record.Frontend
 	frontend, v.blocked = s.front(svc, v.work, invalid)
+	fronts := v.work
 	v.decide()
+	if now := v.fronts(); now != fronts {
+		if f, blocked := s.front(svc, now, nil); blocked == nil {
+			frontend = f
+		}
+	}
+	frontend = s.share(svc, v, frontend)
 	s.slots = v.slots
 	placed := s.place(v)
 	v.yield(placed.tasks)
@@ -102,7 +112,7 @@ func (s *State) plan(svc *service, p *Plan) {
 		w.delete(record.Scales + svc.key)
 	}
 	w.frontend(frontend)
-	w.rollout(&v.rollout, svc.rollout)
+	w.rollout(v.rollout, svc.rollout)
 	for i := range v.failed {
 		w.failed(v.failed[i])
 	}
@@ -145,13 +155,13 @@ func (s *State) shape(svc *service, v *view) (err error) {
 			return err
 		}
 	}
-	if v.fallback != nil && v.fallback.Global {
-		if v.globalBack, v.fallback, _, err = s.globalize(svc, v.fallback, v.rollout.Slots); err != nil {
-			v.fallback = nil // there is nothing to go back to
+	if v.last != nil && v.last.Global {
+		if v.globalBack, v.last, _, err = s.globalize(svc, v.last, v.rollout.Slots); err != nil {
+			v.last = nil // there is nothing to go back to
 		}
 	}
 	if v.work.Stateful != nil {
-		v.epoch, v.volumes, v.base = s.revision, svc.volumes, s.before(svc, v.work, &v.rollout)
+		v.epoch, v.volumes, v.base = s.revision, svc.volumes, s.before(svc, v.work, v.rollout)
 	}
 	return nil
 }
@@ -258,6 +268,15 @@ func (w *writer) rollout(r, old *record.Rollout) {
 	if began {
 		e.Kind = RolloutStarted
 		w.event(e)
+	}
+	if !began && r.Phase != old.Phase && r.State == record.Progressing {
+		e.Kind, e.Message, e.Cause = RolloutAdvanced, string(r.Phase), w.cause
+		e.Cause.Actor = record.ActorPlanner
+		if d := w.service.directive; d != nil && d.Action == record.Promote && d.From == old.Phase {
+			e.Cause.Actor = cmp.Or(d.Actor, record.ActorApplication)
+		}
+		w.event(e)
+		e.Message, e.Cause = "", record.Cause{}
 	}
 	if r.Unplaced != "" && (old == nil || old.Unplaced != r.Unplaced) {
 		e.Kind, e.Message, e.Decision = TaskUnplaced, r.Unplaced, w.unplaced

@@ -3,6 +3,7 @@ package control_test
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,8 +33,12 @@ func (p *promises) breaks(format string, args ...any) {
 }
 
 // serves reports whether a task is ready, on a node that is alive, and not told
-// to stop.
+// to stop, and whether its template is given traffic.
 func (s *sim) serves(t record.Task) bool {
+	return s.ready(t) && !slices.Contains(s.rollout(t.Service).Held, t.Hash)
+}
+
+func (s *sim) ready(t record.Task) bool {
 	st, ok := s.status(t)
 	_, alive := s.kv[record.Key(record.Alive, t.Node)]
 	_, known := s.kv[record.Key(record.Nodes, t.Node)]
@@ -45,13 +50,12 @@ func (p *promises) check(plan control.Plan) {
 	s := p.s
 	keys := map[string]bool{}
 	retired := map[string]int{} // by service: tasks that served and are stopped for another to take their place
-	stopped := map[string]int{}
-	moved := map[string]int{} // of those that are retired, because they are to go elsewhere
+	moved := map[string]int{}   // of those that are retired, because they are to go elsewhere
 	failed := map[string]bool{}
+	next := map[string]record.Rollout{}
 	starts, told := map[string][]record.Task{}, map[string]bool{}
 	for name := range s.specs {
-		r := s.rollout(name)
-		failed[name] = r.Current().State == record.RolloutFailed
+		next[name] = s.rollout(name)
 	}
 	for _, w := range plan.Writes {
 		if keys[w.Key] {
@@ -62,7 +66,7 @@ func (p *promises) check(plan control.Plan) {
 			var r record.Rollout
 			unmarshal(s.t, w.Value, &r)
 			p.result(name, r)
-			failed[name] = r.Current().State == record.RolloutFailed
+			next[name] = r
 		}
 		if !strings.HasPrefix(w.Key, record.Tasks) || w.Delete {
 			continue
@@ -80,8 +84,7 @@ func (p *promises) check(plan control.Plan) {
 		if old.Stop != nil {
 			p.breaks("%s was told to stop (%s) and is written again", s.alias(t.ID), old.Stop.Reason)
 		}
-		if s.serves(old) {
-			stopped[t.Service]++
+		if s.serves(old) { // a plan that moves the traffic stops nothing
 			if t.Stop.Reason == record.ReasonUpdated || t.Stop.Reason == record.ReasonRolled || t.Stop.Reason == record.ReasonDrained {
 				retired[t.Service]++
 			}
@@ -90,9 +93,15 @@ func (p *promises) check(plan control.Plan) {
 			}
 		}
 	}
+	for name, r := range next {
+		failed[name] = r.Current().State == record.RolloutFailed
+		if _, applied := s.specs[name]; applied {
+			p.traffic(name, r, told)
+		}
+	}
 	for name := range starts {
 		if !failed[name] {
-			p.crowd(name, starts[name], told)
+			p.crowd(name, next[name], starts[name], told)
 		}
 	}
 	for name, n := range retired {
@@ -102,14 +111,14 @@ func (p *promises) check(plan control.Plan) {
 			// replaced start-first still has its successor there.
 			continue
 		}
-		floor, serving := sp.Replicas-sp.unavailable(), -stopped[name]
+		floor, serving := sp.Replicas-sp.unavailable(), 0
 		if sp.Budget != nil && moved[name] == n {
 			floor = sp.budget()
 		} else if sp.Budget != nil {
 			floor = min(floor, sp.budget())
 		}
 		for _, t := range s.tasks(name) {
-			if s.serves(t) {
+			if s.ready(t) && !told[t.ID] && !slices.Contains(next[name].Held, t.Hash) {
 				serving++
 			}
 		}
@@ -160,26 +169,86 @@ func (sp spec) surge() int {
 	return max(1, share(cmp.Or(sp.Update.MaxSurge, sp.Update.Parallelism, -25), sp.Replicas, up))
 }
 
-// crowd checks that tasks that are started beside others are not too many.
-func (p *promises) crowd(name string, starts []record.Task, told map[string]bool) {
-	slots, live := map[int]bool{}, 0
-	beside := false
-	for _, t := range p.s.tasks(name) {
-		st, _ := p.s.status(t)
-		if _, alive := p.s.kv[record.Key(record.Alive, t.Node)]; alive && t.Stop == nil && !told[t.ID] && !st.State.Final() {
-			slots[t.Slot] = true
-			live++
+// crowd checks that tasks that are started beside others of their set are not
+// too many. There are two sets in a trial, and else one.
+func (p *promises) crowd(name string, r record.Rollout, starts []record.Task, told map[string]bool) {
+	for _, tried := range []bool{true, false} {
+		slots, live, beside := map[int]bool{}, 0, false
+		in := func(t record.Task) bool { return !trying(r) || (t.Hash == r.Hash) == tried }
+		for _, t := range p.s.tasks(name) {
+			st, _ := p.s.status(t)
+			if _, alive := p.s.kv[record.Key(record.Alive, t.Node)]; alive && in(t) && t.Stop == nil && !told[t.ID] && !st.State.Final() {
+				slots[t.Slot] = true
+				live++
+			}
+		}
+		for _, t := range starts {
+			beside = beside || in(t) && slots[t.Slot]
+		}
+		for _, t := range starts {
+			if in(t) {
+				slots[t.Slot] = true
+				live++
+			}
+		}
+		if most := p.s.specs[name].surge(); beside && live-len(slots) > most {
+			p.breaks("%d tasks of %s are beside others in their slots, want at most %d", live-len(slots), name, most)
+		}
+		if most := p.s.specs[name].tried(); trying(r) && tried && len(slots) > most {
+			p.breaks("%d slots of %s have tasks of what is tried, want at most %d", len(slots), name, most)
 		}
 	}
-	for _, t := range starts {
-		beside = beside || slots[t.Slot]
+}
+
+// trying reports whether a rollout has two sets of tasks.
+func trying(r record.Rollout) bool {
+	return r.Rollback == nil && (r.Phase == record.PhaseCanary || r.Phase == record.PhaseGreen || r.Phase == record.PhaseWaiting || r.Phase == record.PhaseBake)
+}
+
+// tried is how many replicas a new template is tried with.
+func (sp spec) tried() int {
+	if sp.Update.Strategy == record.Canary {
+		return min(sp.Replicas, max(1, share(sp.Update.Canaries, sp.Replicas, up)))
 	}
-	for _, t := range starts {
-		slots[t.Slot] = true
-		live++
+	return sp.Replicas
+}
+
+// traffic checks the way from one phase to the next, and that nobody is the worse
+// for who gets the traffic.
+func (p *promises) traffic(name string, r record.Rollout, told map[string]bool) {
+	s, old, sp := p.s, p.s.rollout(name), p.s.specs[name]
+	before, after, settled := 0, 0, 0
+	for _, t := range s.tasks(name) {
+		st, _ := s.status(t)
+		if s.serves(t) {
+			before++
+		}
+		if s.ready(t) && !told[t.ID] && !slices.Contains(r.Held, t.Hash) {
+			after++
+		}
+		if s.ready(t) && t.Hash == r.Hash && s.now.Sub(st.Ready) >= sp.Update.Monitor {
+			settled++
+		}
 	}
-	if most := p.s.specs[name].surge(); beside && live-len(slots) > most {
-		p.breaks("%d tasks of %s are beside others in their slots, want at most %d", live-len(slots), name, most)
+	if floor := sp.Replicas - sp.unavailable(); !slices.Equal(old.Held, r.Held) && after < min(before, floor) {
+		p.breaks("%d of %s serve after the traffic has moved from all but %v to all but %v, want as the %d before, or %d", after, name, old.Held, r.Held, before, floor)
+	}
+	if old.Spec != r.Spec || r.State != record.Progressing {
+		return
+	}
+	if slices.Contains(old.Held, r.Hash) && !slices.Contains(r.Held, r.Hash) && settled < sp.Replicas {
+		p.breaks("%s of %s gets the traffic with %d replicas that have settled, want %d", r.Hash, name, settled, sp.Replicas)
+	}
+	item, said := s.kv[record.Key(record.Directives, "default", name)]
+	var d record.Directive
+	if said {
+		unmarshal(s.t, item.Value, &d)
+	}
+	called := said && d.Action == record.Promote && d.From == old.Phase && d.Spec >= r.Began && d.Spec <= r.Spec
+	switch {
+	case old.Phase == record.PhaseWaiting && trying(old) && !called && r.Phase != record.PhaseCanary && r.Phase != record.PhaseGreen && r.Phase != old.Phase,
+		old.Phase == record.PhaseBake && !called && (old.Until.IsZero() || s.now.Before(old.Until)) && r.Phase != record.PhaseCanary && r.Phase != old.Phase:
+		p.breaks("%s goes from %s to %s without a call or before its time", name, old.Phase, r.Phase)
 	}
 }
 
@@ -188,7 +257,12 @@ func (p *promises) started(t record.Task) {
 	s := p.s
 	r, sp := s.rollout(t.Service), s.specs[t.Service]
 	a := r.Current()
-	bad := a.State == record.RolloutFailed && (a.Reason == record.WhyFailures || a.Reason == record.WhyDeadline) ||
+	last := record.Mark{}
+	if len(r.Completed) > 0 {
+		last = r.Completed[len(r.Completed)-1]
+	}
+	kept := trying(r) && t.Hash == last.Hash // the old set is kept up until the end
+	bad := !kept && a.State == record.RolloutFailed && (a.Reason == record.WhyFailures || a.Reason == record.WhyDeadline) ||
 		r.Rollback != nil && t.Hash != r.Rollback.Hash
 	for _, o := range s.tasks(t.Service) {
 		if o.ID == t.ID {
@@ -253,7 +327,8 @@ func (p *promises) verdict(name string, old, r record.Rollout) {
 	case b == nil && was != nil:
 		p.breaks("the rollback of %s is forgotten", name)
 	case b == nil:
-	case r.State != record.RolloutFailed || r.Reason != record.WhyFailures && r.Reason != record.WhyDeadline:
+	case r.State != record.RolloutFailed, r.Reason == record.WhySpec, r.Reason == record.WhyNetwork, r.Reason == record.WhyAddress,
+		r.Reason == record.WhyCapacity && r.Strategy == record.Rolling:
 		p.breaks("%s is rolled back from a rollout that is %s (%s)", name, r.State, r.Reason)
 	case len(r.Completed) == 0 || r.Completed[len(r.Completed)-1] != record.Mark{Revision: b.Revision, Hash: b.Hash} || b.Hash == r.Hash:
 		p.breaks("%s is rolled back from %s to %s, of %v that completed", name, r.Hash, b.Hash, r.Completed)
@@ -268,7 +343,7 @@ func (p *promises) verdict(name string, old, r record.Rollout) {
 func (p *promises) ends(name string, within time.Duration) {
 	p.s.pass(within)
 	r := p.s.rollout(name)
-	if r.Spec != p.s.kv[record.Key(record.Services, "default", name)].Revision || r.Current().State == record.Progressing {
+	if r.Spec != p.s.kv[record.Key(record.Services, "default", name)].Revision || r.Current().State == record.Progressing && r.Phase != record.PhaseWaiting {
 		p.breaks("after %v in which nothing happened the rollout of %s is %s of spec %d", within, name, r.Current().State, r.Spec)
 	}
 }

@@ -55,7 +55,7 @@ var services = []string{"a", "b"}
 func (h *history) step() {
 	s, rt := h.s, h.rt
 	tasks := s.tasks("")
-	kinds := []string{"apply", "time", "time", "node", "leader", "remove"}
+	kinds := []string{"apply", "time", "time", "node", "leader", "remove", "directive", "directive"}
 	if len(tasks) > 0 {
 		kinds = append(kinds, "task", "task", "task", "task", "all ready")
 	}
@@ -71,6 +71,10 @@ func (h *history) step() {
 				MaxSurge:       rapid.SampledFrom([]control.Amount{0, 0, 1, 2, -100}).Draw(rt, "surge"),
 				MaxUnavailable: rapid.SampledFrom([]control.Amount{0, 0, 1, -30}).Draw(rt, "unavailable"),
 				StopFirst:      rapid.Bool().Draw(rt, "stop first"),
+				Strategy:       rapid.SampledFrom([]record.Strategy{record.Rolling, record.Canary, record.BlueGreen}).Draw(rt, "strategy"),
+				Canaries:       rapid.SampledFrom([]control.Amount{0, 2, -50}).Draw(rt, "canaries"),
+				Manual:         rapid.Bool().Draw(rt, "manual"),
+				Bake:           rapid.SampledFrom([]time.Duration{0, 3 * time.Second}).Draw(rt, "bake"),
 				Monitor:        time.Second, ProgressDeadline: 20 * time.Second,
 				MaxFailures: rapid.IntRange(1, 4).Draw(rt, "failures"),
 				OnFailure:   rapid.SampledFrom([]control.Action{control.Pause, control.RollBack, control.Continue}).Draw(rt, "on failure"),
@@ -82,6 +86,11 @@ func (h *history) step() {
 		d := time.Duration(rapid.SampledFrom([]int{1, 2, 10, 40}).Draw(rt, "seconds")) * time.Second
 		s.printf("> wait %v", d)
 		s.pass(d)
+	case "directive":
+		name := rapid.SampledFrom(services).Draw(rt, "service")
+		action := rapid.SampledFrom([]record.DirectiveAction{record.Promote, record.Promote, record.Abort}).Draw(rt, "action")
+		s.printf("> %s %s", action, name)
+		s.direct(name, action)
 	case "remove":
 		name := rapid.SampledFrom(services).Draw(rt, "service")
 		s.printf("> remove %s", name)
@@ -159,7 +168,7 @@ func (h *history) kindness() {
 	s.pass(30 * time.Minute)
 	for name := range s.specs {
 		r := s.rollout(name)
-		if r.Current().State == record.Progressing || r.Spec != s.kv[record.Key(record.Services, "default", name)].Revision {
+		if r.Current().State == record.Progressing && r.Phase != record.PhaseWaiting || r.Spec != s.kv[record.Key(record.Services, "default", name)].Revision {
 			rt.Fatalf("after 30 minutes in which nothing happened the rollout of %s is %+v", name, r)
 		}
 	}
@@ -183,6 +192,11 @@ func (h *history) kindness() {
 				s.report(t, record.Ready, nil)
 			}
 		}
+		for name := range s.specs {
+			if s.rollout(name).Phase == record.PhaseWaiting {
+				s.direct(name, record.Promote)
+			}
+		}
 		s.pass(time.Second)
 		s.forgetStatuses()
 	}
@@ -190,7 +204,10 @@ func (h *history) kindness() {
 		sp, applied := s.specs[name]
 		r := s.rollout(name)
 		if applied && r.State != record.RolloutCompleted {
-			rt.Fatalf("in a kind world the rollout of %s is %+v, want completed", name, r)
+			rt.Fatalf("in a kind world the rollout of %s is %+v, want completed\n%s", name, r, strings.Join(s.log, "\n"))
+		}
+		if len(r.Held) > 0 {
+			rt.Fatalf("in a kind world %v of %s take no traffic", r.Held, name)
 		}
 		running := map[string]int{}
 		for _, t := range s.tasks(name) {

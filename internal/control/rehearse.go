@@ -114,7 +114,7 @@ func (s *State) Rehearse(change []store.Write, now time.Time, opts RehearseOptio
 		horizon = time.Hour
 		for key := range r.cast {
 			if svc := s.services[key]; svc != nil { // a rollout, the way back from it, and as much again
-				horizon = max(horizon, 3*(svc.work.Update.ProgressDeadline+svc.work.Update.Monitor))
+				horizon = max(horizon, 3*(svc.work.Update.ProgressDeadline+svc.work.Update.Monitor)+svc.work.Update.Bake)
 			}
 		}
 	}

@@ -51,11 +51,11 @@ func (s *State) earlier(svc *service, mark record.Mark) *earlier {
 	return e
 }
 
-// fallback is the workload that svc goes back to should its rollout fail; nil
-// if there is none.
-func (s *State) fallback(svc *service) *Workload {
+// lastCompleted is the last completed revision of svc, which its spec is to replace and
+// goes back to should that fail; nil if there is none, or if it is the spec's.
+func (s *State) lastCompleted(svc *service) *Workload {
 	r := svc.rollout
-	if r == nil || !r.Created.Equal(svc.created) || len(r.Completed) == 0 || svc.work.Update.OnFailure != RollBack {
+	if r == nil || !r.Created.Equal(svc.created) || len(r.Completed) == 0 {
 		return nil
 	}
 	last := r.Completed[len(r.Completed)-1]
@@ -72,16 +72,36 @@ func (s *State) fallback(svc *service) *Workload {
 func (v *view) attempt() *record.Attempt { return v.rollout.Current() }
 
 // turnBack begins the rollback, if the rollout has just failed for its template
-// and there is something to go back to; from a rollback there is nothing. The
-// steps are the next plan's, which looks at everything anew.
+// or by a call, and there is something to go back to; from a rollback there is
+// nothing. The steps are the next plan's, which looks at everything anew.
 func (v *view) turnBack() bool {
-	r := &v.rollout
-	if v.fallback == nil || r.Reason != record.WhyFailures && r.Reason != record.WhyDeadline && r.Reason != record.WhyImage {
+	r := v.rollout
+	if r.State != record.RolloutFailed || v.last == nil || !v.goesBack() {
 		return false
 	}
-	v.work, v.global = v.fallback, v.globalBack
+	v.work, v.global, v.last = v.last, v.globalBack, nil
 	v.survey()
 	r.Rollback = v.newAttempt()
 	v.pardon()
+	v.balance()
 	return true
+}
+
+// goesBack reports whether the rollout failed in a way that leads back.
+func (v *view) goesBack() bool {
+	r := v.rollout
+	switch r.Reason {
+	case record.WhyAborted:
+		return true
+	case record.WhyFailures, record.WhyDeadline, record.WhyImage, record.WhyBake:
+	case record.WhyCapacity:
+		if !v.trying() { // else the old tasks are all there
+			return false
+		}
+	default:
+		return false
+	}
+	// An old set that has been dismissed is no better than the new one, which
+	// has proved itself.
+	return v.work.Update.OnFailure == RollBack && r.Phase != record.PhaseRetiring
 }

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -30,11 +31,15 @@ func (v *view) decide() {
 		v.survey()
 		v.begin()
 	} else {
-		v.rollout.Slots = maps.Clone(v.rollout.Slots)
+		v.rollout.Slots, v.rollout.Trial = maps.Clone(v.rollout.Slots), maps.Clone(v.rollout.Trial)
 		v.survey()
 	}
 	if v.work.Stateful != nil {
 		v.fence()
+	}
+	if v.trying() {
+		v.try()
+		return
 	}
 	st := v.standing()
 	v.progress(st)
@@ -46,6 +51,7 @@ func (v *view) decide() {
 			return
 		}
 	}
+	v.balance()
 	switch a := v.attempt(); {
 	case a.State != record.RolloutFailed:
 		v.converge()
@@ -57,14 +63,22 @@ func (v *view) decide() {
 	v.forgive()
 }
 
-// begin starts the rollout of a spec, which supersedes the one before.
+// begin starts the rollout of a spec, which supersedes the one before. Of the
+// same template it goes on with that one: to scale a canary does not end it.
 func (v *view) begin() {
-	var completed []record.Mark
-	if v.rollout.Created.Equal(v.created) { // else it was another service's, of the same name
-		completed = v.rollout.Completed
+	old := *v.rollout
+	if !old.Created.Equal(v.created) { // it was another service's, of the same name
+		old = record.Rollout{}
 	}
-	v.rollout = record.Rollout{Spec: v.spec, Created: v.created, Completed: completed}
-	v.rollout.Attempt = *v.newAttempt()
+	*v.rollout = record.Rollout{Spec: v.spec, Began: v.spec, Created: v.created, Completed: old.Completed}
+	r := v.rollout
+	r.Strategy, r.Phase, r.Since = v.strategy(), v.firstPhase(), v.now
+	r.Held = v.abandoned(&old)
+	if old.State == record.Progressing && old.Hash == v.work.Hash && old.Strategy == r.Strategy && old.Phase != "" && v.last != nil {
+		r.Began, r.Phase, r.Since, r.Until = cmp.Or(old.Began, old.Spec), old.Phase, old.Since, old.Until
+		r.Held, r.Trial = old.Held, maps.Clone(old.Trial)
+	}
+	r.Attempt = *v.newAttempt()
 	v.pardon()
 }
 
@@ -79,19 +93,36 @@ func (v *view) newAttempt() *record.Attempt {
 
 // pardon forgets what failed before an attempt: it is not that one's fault.
 func (v *view) pardon() {
-	v.rollout.Slots = nil
+	v.rollout.Slots, v.rollout.Trial = nil, nil
+	base, trial := v, v
+	if v.trying() {
+		base, trial = v.split()
+	}
 	for _, t := range v.tasks {
 		if t.over() && t.rec.Stop == nil {
-			v.setSlot(t.rec.Slot, record.Slot{Last: v.now, Node: t.rec.Node, Task: t.rec.ID})
+			of := base
+			if t.rec.Hash == v.work.Hash {
+				of = trial
+			}
+			of.setSlot(t.rec.Slot, record.Slot{Last: v.now, Node: t.rec.Node, Task: t.rec.ID})
 		}
 	}
 }
 
-func (v *view) setSlot(number int, s record.Slot) {
-	if v.rollout.Slots == nil {
-		v.rollout.Slots = map[int]record.Slot{}
+// failures are those that the view's slots are to wait for.
+func (v *view) failures() *map[int]record.Slot {
+	if v.trial {
+		return &v.rollout.Trial
 	}
-	v.rollout.Slots[number] = s
+	return &v.rollout.Slots
+}
+
+func (v *view) setSlot(number int, s record.Slot) {
+	m := v.failures()
+	if *m == nil {
+		*m = map[int]record.Slot{}
+	}
+	(*m)[number] = s
 }
 
 // progress renews the deadline and forgives failures, if things got better than
@@ -115,13 +146,13 @@ func (v *view) progress(st standing) {
 func (v *view) count() (hopeless bool) {
 	a := v.attempt()
 	for _, t := range v.tasks {
-		if !t.over() || t.rec.Stop != nil || v.rollout.Slots[t.rec.Slot].Task == t.rec.ID {
+		s := (*v.failures())[t.rec.Slot]
+		if !t.over() || t.rec.Stop != nil || s.Task == t.rec.ID {
 			continue
 		}
 		if f := t.status.Failure; f != nil && f.Kind == record.FailedNode {
 			continue // its node stopped it, to keep a promise: nobody's fault
 		}
-		s := v.rollout.Slots[t.rec.Slot]
 		counted := record.Slot{Failures: s.Failures + 1, Last: v.now, Node: t.rec.Node, Task: t.rec.ID}
 		for _, o := range v.slot(t.rec.Slot).tasks {
 			// Of two, the later one is remembered: its record may be kept, see hold.
@@ -131,7 +162,7 @@ func (v *view) count() (hopeless bool) {
 		}
 		v.setSlot(t.rec.Slot, counted)
 		v.failed = append(v.failed, t)
-		if a.State == record.Progressing && t.rec.Hash == v.work.Hash && !v.surplus(t) {
+		if a.State == record.Progressing && t.rec.Hash == a.Hash && !v.surplus(t) {
 			f := failure(t)
 			a.Failures++
 			a.Failure = f
@@ -156,10 +187,21 @@ func (v *view) judge(st standing, hopeless bool) {
 	r, u := v.attempt(), &v.work.Update
 	deadline := u.deadline(r)
 	giveUp := u.OnFailure != Continue
+	if v.trial && st.settled < v.work.Replicas {
+		v.resume()
+		deadline = u.deadline(r)
+	}
 	switch {
 	case v.blocked != nil && v.blocked.final:
 		v.fail(v.blocked.why, v.blocked.message)
-	case st.settled == v.work.Replicas && st.rest == 0:
+	case v.ordered(record.Abort):
+		v.fail(record.WhyAborted, "it was aborted by a call")
+	case v.trial && v.worse():
+		v.fail(record.WhyBake, fmt.Sprintf("%d of %d replicas of revision %d serve, and of the old set, which has the traffic again, more would%s",
+			st.ready, v.work.Replicas, v.work.Revision, v.late()))
+	case v.trial && st.settled == v.work.Replicas:
+		v.advance()
+	case !v.trial && st.settled == v.work.Replicas && st.rest == 0:
 		r.State, r.Ended, r.Failures, r.Failure = record.RolloutCompleted, v.now, 0, nil
 		v.mark()
 	case hopeless && giveUp:
@@ -209,6 +251,12 @@ func (v *view) fail(why, message string) {
 
 // laggards says what a rollout waited for when its time was over.
 func (v *view) laggards(st standing) string {
+	return fmt.Sprintf("nothing got better for %v: %d of %d replicas of revision %d are ready%s",
+		v.work.Update.ProgressDeadline, st.ready, v.work.Replicas, v.work.Revision, v.late())
+}
+
+// late lists tasks that are not as they should be, after a semicolon.
+func (v *view) late() string {
 	var late []string
 	for _, t := range v.tasks {
 		state := "not yet seen by its node"
@@ -226,12 +274,10 @@ func (v *view) laggards(st standing) string {
 		}
 		late = append(late, fmt.Sprintf("%s on %s is %s", t.rec.ID, t.rec.Node, state))
 	}
-	text := fmt.Sprintf("nothing got better for %v: %d of %d replicas of revision %d are ready",
-		v.work.Update.ProgressDeadline, st.ready, v.work.Replicas, v.work.Revision)
-	if len(late) > 0 {
-		text += "; " + strings.Join(late, ", ")
+	if len(late) == 0 {
+		return ""
 	}
-	return text
+	return "; " + strings.Join(late, ", ")
 }
 
 // The back-off of a slot: its first successor starts at once, the second after
@@ -255,7 +301,8 @@ func delay(failures int) time.Duration {
 
 // forgive forgets the failures of slots that have long been well.
 func (v *view) forgive() {
-	for number := range v.rollout.Slots {
+	failed := *v.failures()
+	for number := range failed {
 		s := v.slot(number)
 		if s == nil || !s.settled {
 			continue
@@ -263,7 +310,7 @@ func (v *view) forgive() {
 		if at := s.current.since.Add(forgiveAfter); at.After(v.now) {
 			v.wakeAt(at)
 		} else {
-			delete(v.rollout.Slots, number)
+			delete(failed, number)
 		}
 	}
 }
@@ -271,7 +318,7 @@ func (v *view) forgive() {
 // tally writes down what there will be when the steps are taken. What they
 // change needs no second record then.
 func (v *view) tally(placed []record.Task) {
-	r := &v.rollout
+	r := v.rollout
 	r.Desired, r.Updated, r.Ready = v.work.Replicas, 0, 0
 	for _, t := range v.tasks {
 		if !t.live() || v.told[t] {
@@ -280,7 +327,7 @@ func (v *view) tally(placed []record.Task) {
 		if t.rec.Hash == r.Hash {
 			r.Updated++
 		}
-		if t.available() {
+		if v.serves(t) {
 			r.Ready++
 		}
 	}

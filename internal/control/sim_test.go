@@ -116,7 +116,7 @@ func (s *sim) plan() {
 		}
 		s.commit(writes...)
 		if round == 20 {
-			s.t.Fatalf("the planner has not come to rest after 20 rounds; the last were\n%s", strings.Join(s.log[max(0, len(s.log)-20):], "\n"))
+			s.t.Fatalf("the planner has not come to rest after 20 rounds; the last were\n%s", strings.Join(s.log[max(0, len(s.log)-200):], "\n"))
 		}
 	}
 }
@@ -189,7 +189,11 @@ func (s *sim) tell(w store.Write) {
 		for _, p := range f.Ports {
 			ports = append(ports, p.Port)
 		}
-		s.printf("frontend %s: %v ports %v", name, f.Addresses, ports)
+		held := ""
+		if len(f.Held) > 0 {
+			held = " without " + strings.Join(f.Held, " ")
+		}
+		s.printf("frontend %s: %v ports %v%s", name, f.Addresses, ports, held)
 	default:
 		s.t.Fatalf("the planner writes %s, which is not the leader's to write", w.Key)
 	}
@@ -197,6 +201,12 @@ func (s *sim) tell(w store.Write) {
 
 func describe(r, old record.Rollout) string {
 	text := fmt.Sprintf("%s, %d of %d %s, %d ready", r.State, r.Updated, r.Desired, r.Hash, r.Ready)
+	if r.Phase != record.PhaseRolling && r.Phase != "" && r.State == record.Progressing {
+		text += ", " + string(r.Phase)
+	}
+	if len(r.Held) > 0 {
+		text += fmt.Sprintf(", without traffic: %s", strings.Join(r.Held, " "))
+	}
 	if r.Failures > 0 {
 		text += fmt.Sprintf(", %d failed", r.Failures)
 	}
@@ -277,6 +287,12 @@ func (s *sim) rollout(name string) record.Rollout {
 		unmarshal(s.t, i.Value, &r)
 	}
 	return r
+}
+
+// direct is the application's: it tells the leader what to do with a rollout.
+func (s *sim) direct(name string, action record.DirectiveAction) {
+	r := s.rollout(name)
+	s.commit(store.Put(record.Key(record.Directives, "default", name), marshal(s.t, record.Directive{Spec: r.Spec, Action: action, From: r.Phase, At: s.now})))
 }
 
 func (s *sim) apply(name string, sp spec) {

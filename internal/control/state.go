@@ -86,6 +86,8 @@ type service struct {
 	scale    *record.Scale
 	rollout  *record.Rollout
 	frontend *record.Frontend
+	// directive is the last that the application gave; nil if none.
+	directive *record.Directive
 	// As they are in the store, to see whether they change.
 	rolloutRaw, frontendRaw []byte
 
@@ -157,7 +159,7 @@ func (s *State) Revision() int64 { return s.revision }
 // refers to something comes after it.
 var loadOrder = [...]string{
 	record.Nodes, record.NodeSpecs, record.Alive, record.Networks, record.Scales, record.Evictions,
-	record.Services, record.Rollouts, record.Frontends, record.Volumes, record.Tasks, record.Statuses, record.Oblivion,
+	record.Services, record.Directives, record.Rollouts, record.Frontends, record.Volumes, record.Tasks, record.Statuses, record.Oblivion,
 }
 
 // Load takes in a snapshot of the whole store. The state must be new.
@@ -184,7 +186,7 @@ func (s *State) Load(snapshot store.Snapshot, now time.Time) {
 		if svc.rollout == nil {
 			continue
 		}
-		if a := svc.rollout.Current(); a.State == record.Progressing && !svc.work.Update.deadline(a).After(now) {
+		if a := svc.rollout.Current(); !standsStill(svc.rollout) && a.State == record.Progressing && !svc.work.Update.deadline(a).After(now) {
 			a.Progressed = now
 		}
 	}
@@ -224,6 +226,8 @@ func (s *State) change(c store.Change) {
 	switch rest := c.Item.Key[len(kind):]; kind {
 	case record.Services:
 		err = s.changeService(rest, c)
+	case record.Directives:
+		err = s.changeDirective(rest, c)
 	case record.Rollouts:
 		err = s.changeRollout(rest, c)
 	case record.Frontends:
@@ -321,7 +325,7 @@ func (s *State) service(key string) (*service, error) {
 
 // forget drops the entry of a name of which nothing is left.
 func (s *State) forget(svc *service) {
-	if svc.spec != 0 || len(svc.tasks)+len(svc.volumes) > 0 || svc.rollout != nil || svc.frontend != nil || svc.scale != nil {
+	if svc.spec != 0 || len(svc.tasks)+len(svc.volumes) > 0 || svc.rollout != nil || svc.frontend != nil || svc.scale != nil || svc.directive != nil {
 		return
 	}
 	delete(s.services, svc.key)

@@ -287,7 +287,7 @@ func (s *State) erase(w *writer, svc *service, scaled bool, from int) {
 	}
 	for _, n := range slices.Sorted(maps.Keys(at)) {
 		t := record.Task{
-			ID: s.newID(&Workload{Namespace: svc.namespace, Name: svc.name}, n), Node: at[n].node.id,
+			ID: s.newID(&Workload{Namespace: svc.namespace, Name: svc.name}, n, nil), Node: at[n].node.id,
 			Namespace: svc.namespace, Service: svc.name, Slot: n, Hash: record.ReasonErase,
 			Created: s.now, Template: json.RawMessage("{}"), Epoch: s.revision, Erase: true,
 			Stop: &record.Stop{Reason: reason, At: s.now},

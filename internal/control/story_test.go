@@ -77,10 +77,12 @@ func TestStories(t *testing.T) {
 //	network NAME RANGE...       a network with these virtual ranges
 //	apply NAME key=value...     see applied; what is not named stays as it was
 //	remove NAME
-//	starting|ready|unready TASK...   what the agents say; * is any text in a name
+//	starting|ready|unready TASK...   what the agents say; * is any text in a name,
+//	                            and v2:NAME one of that image
 //	fails|hopeless|ends TASK...
 //	fetched|misfetched|unfetchable TASK...  of the images that it was asked for
 //	obey                        all that were told to stop do so
+//	promote|abort NAME          what the application tells the leader
 //	wait DURATION
 //	leader                      another leader takes over
 //	nobody DURATION             leads, and then somebody does
@@ -164,6 +166,8 @@ func (s *sim) play(line string) {
 				s.report(t, record.Stopped, nil)
 			}
 		}
+	case "promote", "abort":
+		s.direct(args[0], record.DirectiveAction(words[0]))
 	case "wait":
 		s.pass(s.duration(args[0]))
 	case "leader":
@@ -244,6 +248,14 @@ func (s *sim) applied(sp spec, words []string) spec {
 			sp.Update.MaxSurge = s.amount(value)
 		case "unavailable":
 			sp.Update.MaxUnavailable = s.amount(value)
+		case "strategy":
+			sp.Update.Strategy = record.Strategy(value)
+		case "canaries":
+			sp.Update.Canaries = s.amount(value)
+		case "bake":
+			sp.Update.Bake = s.duration(value)
+		case "manual":
+			sp.Update.Manual = value == "yes"
 		case "monitor":
 			sp.Update.Monitor = s.duration(value)
 		case "deadline":
@@ -284,10 +296,14 @@ func (s *sim) say(what string, patterns []string) {
 	s.t.Helper()
 	for _, p := range patterns {
 		found := false
+		hash, name, of := strings.Cut(p, ":")
+		if !of {
+			name = p
+		}
 		for _, t := range s.tasks("") {
-			if ok, err := filepath.Match(p, s.alias(t.ID)); err != nil {
+			if ok, err := filepath.Match(name, s.alias(t.ID)); err != nil {
 				s.t.Fatal(err)
-			} else if !ok {
+			} else if !ok || of && t.Hash != hash {
 				continue
 			}
 			if st, _ := s.status(t); st.State.Final() || what == "ready" && (st.State == record.Ready || t.Stop != nil) {

@@ -15,19 +15,20 @@ type view struct {
 	spec    int64     // store revision of the service's record
 	created time.Time
 	tasks   []*task // by slot, then ID
-	// fallback is the last completed revision, if a failure leads to it; nil in a
-	// rollback.
-	fallback *Workload
-	blocked  *blocked
-	now      time.Time
+	// last is the last completed revision, if it differs from the spec's; nil in
+	// a rollback.
+	last      *Workload
+	directive *record.Directive
+	blocked   *blocked
+	now       time.Time
 
-	global, globalBack *global   // of work, and of fallback, where they are global
+	global, globalBack *global   // of work, and of last, where they are global
 	base               *Workload // that slots below the partition have
 	volumes            []*slotVolume
 	epoch              int64  // of the tasks that are started, if their slots have one
 	stuck              string // why a slot waits that is not for want of room
 
-	rollout record.Rollout // as it was, then as it is to be
+	rollout *record.Rollout // as it was, then as it is to be
 	slots   []slot
 	told    map[*task]bool // who is in stops
 	started map[int]bool   // which slots are in starts
@@ -35,6 +36,10 @@ type view struct {
 	rehearsed bool
 	// anyTemplate makes tasks of every template as good as wanted.
 	anyTemplate bool
+	// whole is the view that this one is a set of, in a trial; see split. Trial
+	// says that it is the set that is tried.
+	whole *view
+	trial bool
 	steps
 }
 
@@ -93,7 +98,7 @@ func (v *view) wanted(t *task) bool {
 	if v.global != nil && v.global.node[t.rec.Slot] != t.node.id || v.work.Stateful != nil && !t.rec.Fenced() {
 		return false
 	}
-	return (v.anyTemplate || t.rec.Hash == v.work.Hash || v.spared(t.rec.Slot)) && !t.leaving()
+	return (v.anyTemplate && !v.held(t) || t.rec.Hash == v.work.Hash || v.spared(t.rec.Slot)) && !t.leaving()
 }
 
 // outdated reports whether t is live and to be replaced.
@@ -117,7 +122,7 @@ func (v *view) survey() {
 				s.ending++
 			default:
 				s.live++
-				if t.available() {
+				if v.serves(t) {
 					s.available++
 				}
 				if !v.wanted(t) {
@@ -148,10 +153,10 @@ func (v *view) settles(t *task) bool {
 // better orders live tasks of one slot by which of them to keep: the one that
 // has served longest, else the one that is likeliest to.
 func (v *view) better(a, b *task) bool {
-	if a.available() != b.available() {
-		return a.available()
+	if v.serves(a) != v.serves(b) {
+		return v.serves(a)
 	}
-	if a.available() && !a.since.Equal(b.since) {
+	if a.available() && b.available() && !a.since.Equal(b.since) {
 		return a.since.Before(b.since)
 	}
 	if everReady(a) != everReady(b) {

@@ -79,6 +79,18 @@ type Update struct {
 	// tasks there may be above their number, and MaxUnavailable how many
 	// replicas need not serve in the meantime; see Update.pace for what 0 is.
 	Parallelism, MaxSurge, MaxUnavailable Amount
+	// Strategy is how a new template is tried before it replaces the last that
+	// completed; see trial.go. It is as Rolling with StopFirst, and where there
+	// is nothing to try it beside.
+	Strategy record.Strategy
+	// Canaries is how many tasks try it; 0 is 1.
+	Canaries Amount
+	// Manual has what was tried wait for a call: the canaries for their
+	// promotion, the second set for the traffic.
+	Manual bool
+	// Bake is how long canaries stay ready before they are promoted, and how
+	// long the old set is kept once the second has the traffic.
+	Bake time.Duration
 	// StopFirst stops an old task before its successor starts. Otherwise the
 	// successor is ready first.
 	StopFirst bool

@@ -325,6 +325,7 @@ type Endpoint struct {
 	Node      string       `json:"node"`
 	Slot      int          `json:"slot"`
 	Revision  int64        `json:"revision"`
+	Hash      string       `json:"hash,omitempty"` // of the template; see Frontend.Held
 	Addresses []netip.Addr `json:"addresses"`
 	// Name is that of a slot, which stands for the addresses as long as the task
 	// has them; else empty. NotReady is an endpoint for the name alone.
@@ -340,6 +341,11 @@ type Frontend struct {
 	// Measure is how often agents report how many connections there are; 0 is
 	// never.
 	Measure time.Duration `json:"measure,omitempty"`
+	// Held are the hashes of templates whose tasks take no traffic for now,
+	// ready or not: that is how traffic is switched from one set of tasks to
+	// another in one write. Where no other task serves, it is not heeded. A
+	// service without ports has a Frontend while there is something to hold.
+	Held []string `json:"held,omitempty"`
 }
 
 // Port maps a frontend's port to the tasks'.
@@ -376,6 +382,24 @@ type Rollout struct {
 	// one, is to make its last completed revision true again after that failed.
 	Attempt
 	Rollback *Attempt `json:"rollback,omitempty"`
+
+	// Phase is what the rollout is at, or was at when it failed; empty once it
+	// has completed. Since is when that began to be so, Until when a bake ends
+	// if all stays well: zero while something is not.
+	Phase Phase     `json:"phase,omitempty"`
+	Since time.Time `json:"since,omitzero"`
+	Until time.Time `json:"until,omitzero"`
+	// Strategy is how it is made, "" for rolling.
+	Strategy Strategy `json:"strategy,omitempty"`
+	// Began is the Spec at which the revision began to be rolled out: a change
+	// of anything but the template goes on with what it finds. Directives for
+	// any Spec from there on are obeyed.
+	Began int64 `json:"began,omitempty"`
+	// Trial is as Slots is, for the canaries or the second set, which are
+	// beside the others.
+	Trial map[int]Slot `json:"trial,omitempty"`
+	// Held are the templates that take no traffic; see Frontend.
+	Held []string `json:"held,omitempty"`
 
 	Desired int `json:"desired"` // tasks wanted
 	Updated int `json:"updated"` // of the spec's revision
@@ -444,6 +468,8 @@ type Slot struct {
 
 // Why a rollout failed.
 const (
+	WhyAborted  = "aborted"           // a call asked for it
+	WhyBake     = "bake-failed"       // tasks that had the traffic stopped being ready, while the old ones could take it
 	WhyDeadline = "progress-deadline" // no further task became ready in time
 	WhyFailures = "task-failures"     // too many tasks failed
 	WhyCapacity = "no-capacity"       // tasks could not be placed in time
