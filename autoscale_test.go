@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/orchestrate-go/orchestrate"
 	"github.com/orchestrate-go/orchestrate/autoscale"
+	networkmemory "github.com/orchestrate-go/orchestrate/network/memory"
 	"github.com/orchestrate-go/orchestrate/runtime"
 	runtimememory "github.com/orchestrate-go/orchestrate/runtime/memory"
 	storememory "github.com/orchestrate-go/orchestrate/store/memory"
@@ -282,6 +284,50 @@ func TestAutoscaleOfAnotherLeader(t *testing.T) {
 		e := <-events
 		if took := time.Since(began); took < 5*time.Minute || e.Scale.From != 8 || e.Scale.To != 1 {
 			t.Errorf("after %v: %v; want that it shrinks from 8 to 1, and not before 5 minutes", took, e)
+		}
+	})
+}
+
+// Connections wake a service that sleeps, and keep it awake.
+func TestAutoscaleByRequests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := storememory.New(storememory.Options{})
+		network := networkmemory.New(networkmemory.Options{})
+		f, _ := openFleetOn(t, st, network)
+		s := service("web", 8080)
+		s.Replicas = orchestrate.None
+		s.Autoscale = &autoscale.Policy{Min: autoscale.None, Max: 10, Idle: 2 * time.Minute,
+			Metrics: []autoscale.Metric{{Name: autoscale.Requests, Average: 10}}, Down: autoscale.Rules{Window: -1}}
+		mustApply(t, f, s)
+		mustEnd(t, f, "web", orchestrate.RolloutCompleted)
+		here := netip.MustParseAddrPort("192.0.2.1:8080")
+		client := netip.MustParseAddr("192.0.2.2")
+		for _, scene := range []struct {
+			rate, want int
+			refused    bool
+		}{{0, 0, false}, {1, 1, true}, {35, 4, false}, {0, 0, false}} {
+			refused := false
+			for range 180 { // three minutes
+				for range scene.rate {
+					_, err := network.Dial("tcp", client, here)
+					refused = refused || err != nil
+				}
+				time.Sleep(time.Second)
+			}
+			status, err := f.Get(t.Context(), "web")
+			if n := tasksOf(t, f, "web"); err != nil || n != scene.want || refused != scene.refused {
+				t.Errorf("%d connections a second make %d tasks (%+v, %v), and one was refused: %v; want %d, %v", scene.rate, n, status.Scale, err, refused, scene.want, scene.refused)
+			}
+		}
+		if n := records(t, st, "/usage/"); n != 1 {
+			t.Errorf("%d records of use, want one of the node", n)
+		}
+		s.Autoscale = nil
+		mustApply(t, f, s)
+		mustEnd(t, f, "web", orchestrate.RolloutCompleted)
+		time.Sleep(time.Minute)
+		if n := records(t, st, "/usage/") + records(t, st, "/scales/"); n != 0 {
+			t.Errorf("%d records are left of an autoscaler that is gone", n)
 		}
 	})
 }

@@ -44,8 +44,13 @@ func openOver(t *testing.T, s store.Store, opts ...orchestrate.Option) *orchestr
 
 func openFleet(t *testing.T, s store.Store, opts ...orchestrate.Option) (*orchestrate.Fleet, *runtimememory.Runtime) {
 	t.Helper()
+	return openFleetOn(t, s, networkmemory.New(networkmemory.Options{}), opts...)
+}
+
+// openFleetOn is openFleet with a network of the test's own.
+func openFleetOn(t *testing.T, s store.Store, network *networkmemory.Node, opts ...orchestrate.Option) (*orchestrate.Fleet, *runtimememory.Runtime) {
+	t.Helper()
 	rt := runtimememory.New(runtimememory.Options{})
-	network := networkmemory.New(networkmemory.Options{})
 	agent, err := node.New(s, node.Options{
 		Node:    scheduler.Node{ID: "n1", Capacity: scheduler.Resources{CPU: 8000, Memory: 8 << 30}},
 		Runtime: rt, Network: network, Namespaces: network, Balancer: network,

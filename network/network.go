@@ -149,6 +149,8 @@ type Rule struct {
 	// SourceAffinity sends connections of one client address to one
 	// endpoint as long as the endpoints do not change.
 	SourceAffinity bool
+	// Count has a [Counter] count the connections.
+	Count bool
 }
 
 // Errors that a caller can act on.

@@ -410,7 +410,7 @@ func (t *traffic) rules() []network.Rule {
 				for _, vip := range fe.Addresses[net] {
 					rules = append(rules, network.Rule{
 						Service: name, Protocol: network.Protocol(p.Protocol),
-						Address: vip, Port: p.Virtual, Endpoints: to(net, false),
+						Address: vip, Port: p.Virtual, Endpoints: to(net, false), Count: fe.Measure > 0,
 					})
 				}
 			}
@@ -426,7 +426,7 @@ func (t *traffic) rules() []network.Rule {
 			}
 			rules = append(rules, network.Rule{
 				Service: name, Protocol: network.Protocol(p.Protocol),
-				HostIP: host, Port: p.Published, Endpoints: backends,
+				HostIP: host, Port: p.Published, Endpoints: backends, Count: fe.Measure > 0,
 			})
 		}
 	}

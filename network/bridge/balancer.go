@@ -129,7 +129,7 @@ func (b *balance) compare(rules []network.Rule) (next map[frontend]network.Rule,
 
 // sameEndpoints reports whether two rules of one frontend do the same.
 func sameEndpoints(a, b network.Rule) bool {
-	return a.SourceAffinity == b.SourceAffinity && slices.Equal(a.Endpoints, b.Endpoints)
+	return a.SourceAffinity == b.SourceAffinity && a.Count == b.Count && slices.Equal(a.Endpoints, b.Endpoints)
 }
 
 // replaceAll writes everything about services anew, and what is about
@@ -276,6 +276,11 @@ func elementsOf(r network.Rule) map[element]value {
 		}
 		ports := portKey(r.Protocol, r.Port)
 		key := string(address.AsSlice()) + ports
+		if r.Count && all {
+			elements[element{setCountedAll + f, ports}] = value{}
+		} else if r.Count {
+			elements[element{setCounted + f, key}] = value{}
+		}
 		if len(endpoints) == 0 {
 			// An address of the node needs no help to refuse: nobody listens.
 			if set == mapVirtual {

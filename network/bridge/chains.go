@@ -42,12 +42,16 @@ func (t *table) chains() []ruleChain {
 	// A packet that starts a connection: to a virtual address, or to an
 	// address of the node and there a published port.
 	balance := [][]expr.Any{
+		rule(ipv4, t.frontend(true), t.in(setCounted+"4", 8)),
+		rule(ipv6, t.frontend(false), t.in(setCounted+"6", 8)),
 		rule(ipv4, t.frontend(true), t.verdict(mapVirtual+"4")),
 		rule(ipv6, t.frontend(false), t.verdict(mapVirtual+"6")),
 		rule(toThisNode, jump(chainPublished)),
 	}
 	published := [][]expr.Any{
 		rule(ipv6, load(dest6, 8), t.in(setLocal6, 8), accept),
+		rule(ipv4, protocolAndPort(8), t.in(setCountedAll+"4", 8)),
+		rule(ipv6, protocolAndPort(8), t.in(setCountedAll+"6", 8)),
 		rule(ipv4, t.frontend(true), t.verdict(mapHost+"4")),
 		rule(ipv4, protocolAndPort(8), t.verdict(mapAll+"4")),
 		rule(ipv6, t.frontend(false), t.verdict(mapHost+"6")),

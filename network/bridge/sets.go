@@ -36,7 +36,11 @@ const (
 	// endpoint -> its address and port
 	mapEndpoints = "endpoints"
 	setRefused   = "refused" // address, protocol, port without endpoints
-	setHairpin   = "hairpin" // an endpoint's address twice: a task that reaches itself
+	// Connections to these are counted: by address, protocol and port, and to
+	// any address of the node by protocol and port.
+	setCounted    = "counted"
+	setCountedAll = "counted-all"
+	setHairpin    = "hairpin" // an endpoint's address twice: a task that reaches itself
 )
 
 func suffix(ipv4 bool) string {
@@ -48,7 +52,7 @@ func suffix(ipv4 bool) string {
 
 var networkSets = []string{setBridges, setLinks, setSame, setInternal, setSubnets + "4", setSubnets + "6", setWhole + "4", setWhole + "6", setVirtual + "4", setVirtual + "6", setLocal6}
 
-var serviceSets = []string{mapVirtual, mapHost, mapAll, mapEndpoints, setRefused, setHairpin}
+var serviceSets = []string{mapVirtual, mapHost, mapAll, mapEndpoints, setRefused, setHairpin, setCounted, setCountedAll}
 
 // allSets returns every set and map of the table, in the order of their IDs.
 func allSets() []*nftables.Set {
@@ -77,6 +81,8 @@ func allSets() []*nftables.Set {
 			&nftables.Set{Name: mapAll + f, KeyType: pair(nftables.TypeInetProto, nftables.TypeInetService), Concatenation: true, IsMap: true, DataType: nftables.TypeVerdict},
 			&nftables.Set{Name: mapEndpoints + f, KeyType: pair(addr, nftables.TypeInetProto, nftables.TypeInetService, nftables.TypeMark), Concatenation: true, IsMap: true, DataType: pair(addr, nftables.TypeInetService)},
 			&nftables.Set{Name: setRefused + f, KeyType: frontend, Concatenation: true},
+			&nftables.Set{Name: setCounted + f, KeyType: frontend, Concatenation: true, Counter: true},
+			&nftables.Set{Name: setCountedAll + f, KeyType: pair(nftables.TypeInetProto, nftables.TypeInetService), Concatenation: true, Counter: true},
 			&nftables.Set{Name: setHairpin + f, KeyType: pair(addr, addr), Concatenation: true},
 		)
 	}

@@ -70,6 +70,9 @@ func (n *Node) Dial(protocol network.Protocol, client netip.Addr, address netip.
 		if !serves(r, protocol, address) {
 			continue
 		}
+		if r.Count {
+			n.state.counts[r.Service]++
+		}
 		var endpoints []netip.AddrPort // a published port's are of both families
 		for _, e := range r.Endpoints {
 			if e.Addr().Is4() == address.Addr().Unmap().Is4() {
@@ -90,6 +93,22 @@ func (n *Node) Dial(protocol network.Protocol, client netip.Addr, address netip.
 		return endpoints[picks%len(endpoints)], nil
 	}
 	return netip.AddrPort{}, fmt.Errorf("dial %s %s: %w", protocol, address, ErrRefused)
+}
+
+// Connections implements network.Counter: what Dial was asked for.
+func (n *Node) Connections(ctx context.Context) (map[string]uint64, error) {
+	if err := n.begin(ctx, Call{Method: "Connections"}); err != nil {
+		return nil, err
+	}
+	n.state.mu.Lock()
+	defer n.state.mu.Unlock()
+	counts := map[string]uint64{}
+	for _, r := range n.state.rules {
+		if r.Count {
+			counts[r.Service] = n.state.counts[r.Service]
+		}
+	}
+	return counts, nil
 }
 
 func serves(r network.Rule, protocol network.Protocol, address netip.AddrPort) bool {

@@ -56,7 +56,8 @@ type state struct {
 	namespaces  map[string]map[string]string // sysctls by ID
 	rules       []network.Rule
 	programs    int
-	picks       map[string]int // connections so far by frontend
+	picks       map[string]int    // connections so far by frontend
+	counts      map[string]uint64 // and by service, of the rules that count
 }
 
 type subnets struct {
@@ -81,6 +82,7 @@ func New(options Options) *Node {
 		attachments: map[key]*attachment{},
 		namespaces:  map[string]map[string]string{},
 		picks:       map[string]int{},
+		counts:      map[string]uint64{},
 	}}
 }
 
