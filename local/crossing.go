@@ -66,6 +66,18 @@ func (c *crossing) leave(name string) {
 	c.move()
 }
 
+// first reports whether a node is the first of those that count.
+func (c *crossing) first(name string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for other := range c.views {
+		if other < name {
+			return false
+		}
+	}
+	return true
+}
+
 // own notes whose addresses these are.
 func (c *crossing) own(name string, addresses []netip.Prefix) {
 	c.mu.Lock()

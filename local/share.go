@@ -150,6 +150,14 @@ func (n sharedNetwork) Program(ctx context.Context, rules []network.Rule) error 
 	return n.share.crossing.program(ctx, n.share.node, rules)
 }
 
+// Connections implements [network.Counter]: of what the nodes share, one tells.
+func (n sharedNetwork) Connections(ctx context.Context) (map[string]uint64, error) {
+	if !n.share.crossing.first(n.share.node) {
+		return nil, nil
+	}
+	return n.Driver.Connections(ctx)
+}
+
 // sharedNames is a node's part of the machine's names.
 type sharedNames struct {
 	names

@@ -24,6 +24,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -129,6 +130,25 @@ func eat(mib int) {
 	}
 }
 
+// burn uses a processor for that long: its own time, however busy the machine is.
+func burn(d time.Duration) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	const thread = 1 // RUSAGE_THREAD
+	used := func() (time.Duration, error) {
+		var u syscall.Rusage
+		err := syscall.Getrusage(thread, &u)
+		return time.Duration(u.Utime.Nano() + u.Stime.Nano()), err
+	}
+	begin, err := used()
+	for now := begin; err == nil && now < begin+d; now, err = used() {
+		for range 10_000 {
+			_ = os.Getpagesize()
+		}
+	}
+	return err
+}
+
 // serve answers
 //
 //	/                     hostname, a space, and the environment's VERSION
@@ -139,6 +159,7 @@ func eat(mib int) {
 //	/fetch?URL            what is answered there, asked from in here
 //	/lookup?NAME          its addresses
 //	/print?TEXT           a line on stdout
+//	/burn?DURATION        after so much time of a processor
 //	/exit?N               ends the process with that code
 //
 // and with 500 and the reason what went wrong.
@@ -201,6 +222,13 @@ func serve(ctx context.Context) error {
 	handle("/print", func(text string) (string, error) {
 		_, err := fmt.Println(text)
 		return "", err
+	})
+	handle("/burn", func(text string) (string, error) {
+		d, err := time.ParseDuration(text)
+		if err == nil {
+			err = burn(d)
+		}
+		return host, err
 	})
 	handle("/exit", func(code string) (string, error) {
 		n, err := strconv.Atoi(code)
