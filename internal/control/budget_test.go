@@ -37,6 +37,11 @@ func (s *sim) evict(patterns ...string) {
 	}
 }
 
+// scaled is what an autoscaler writes.
+func (s *sim) scaled(name string, n int) {
+	s.commit(store.Put(record.Key(record.Scales, "default", name), marshal(s.t, record.Scale{Created: epoch, Replicas: n, Reason: "metrics", At: s.now})))
+}
+
 // serving is how many tasks of a service serve.
 func (s *sim) serving(service string) (n int) {
 	for _, t := range s.tasks(service) {

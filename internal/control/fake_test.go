@@ -31,6 +31,7 @@ type spec struct {
 	Update   control.Update  `json:"update"`
 	Labels   string          `json:"labels"` // of no consequence
 	Budget   *control.Budget `json:"budget,omitempty"`
+	Scaled   *control.Bounds `json:"scaled,omitempty"`
 
 	Global     bool              `json:"global,omitempty"`
 	Constraint string            `json:"constraint,omitempty"`
@@ -55,7 +56,7 @@ func decode(namespace, name string, rec record.Service, at *record.Revision) (co
 	w := control.Workload{
 		Namespace: namespace, Name: name, Replicas: s.Replicas, Hash: s.Image, Revision: rec.Revision,
 		Template: template, Request: scheduler.Request{Resources: scheduler.Resources{Memory: s.Memory}, Priority: s.Priority},
-		Networks: s.Networks, Ports: s.Ports, Update: s.Update, Global: s.Global, Stateful: s.Stateful, Budget: s.Budget,
+		Networks: s.Networks, Ports: s.Ports, Update: s.Update, Global: s.Global, Stateful: s.Stateful, Budget: s.Budget, Scaled: s.Scaled,
 	}
 	w.Images, w.Request.Images = []record.NextImage{{Ref: s.Image}}, []string{s.Image}
 	if s.Stateful != nil {

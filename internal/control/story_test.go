@@ -73,6 +73,7 @@ func TestStories(t *testing.T) {
 //	silent|returns|deleted ID   it is heard no more; again; its record goes
 //	drain|cordon|use ID         what the application wants of it
 //	drain ID DURATION [force]   with a deadline
+//	scaled NAME N               what the autoscaler of a service wants
 //	evict TASK...               moves them; * is any text in a name
 //	network NAME RANGE...       a network with these virtual ranges
 //	apply NAME key=value...     see applied; what is not named stays as it was
@@ -153,6 +154,8 @@ func (s *sim) play(line string) {
 		s.apply(args[0], s.applied(s.specs[args[0]], args[1:]))
 	case "broken":
 		s.commit(store.Put(record.Key(record.Services, "default", args[0]), []byte(`{"spec": "?", "hash": "?"}`)))
+	case "scaled":
+		s.scaled(args[0], int(s.number(args[1])))
 	case "evict":
 		s.evict(args...)
 	case "remove":
@@ -240,6 +243,11 @@ func (s *sim) applied(sp spec, words []string) spec {
 			sp.Networks = strings.Split(value, ",")
 		case "port":
 			sp.Ports = []record.Port{{Protocol: "tcp", Port: uint16(s.number(value)), Virtual: uint16(s.number(value))}}
+		case "max":
+			sp.Scaled = nil
+			if n := int(s.number(value)); n > 0 {
+				sp.Scaled = &control.Bounds{Min: 1, Max: n}
+			}
 		case "budget", "down":
 			sp.Budget = &control.Budget{Amount: s.amount(value), Unavailable: key == "down"}
 		case "parallelism":
