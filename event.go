@@ -37,6 +37,7 @@ const (
 	TaskStopping      EventKind = "task-stopping"      // it was told to stop: see Reason
 	TaskFailed        EventKind = "task-failed"        // it gave up, and was counted: see Failure
 	TaskGone          EventKind = "task-gone"          // it is over, and nothing of it is left to decide
+	VolumesErased     EventKind = "volumes-erased"     // the volumes of a slot are to be deleted
 	FrontendChanged   EventKind = "frontend-changed"   // a service's addresses or ports
 	NodeLost          EventKind = "node-lost"          // it was silent for so long that its tasks are replaced
 	NodeReturned      EventKind = "node-returned"      // a lost node is alive again
