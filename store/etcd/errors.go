@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/codes"
@@ -81,7 +82,7 @@ func (e *OptionError) Error() string { return fmt.Sprintf("etcd: option %s %s", 
 
 // kindOf sorts an error of the client.
 func kindOf(err error) error {
-	switch err := rpctypes.Error(err); {
+	switch err := known(err); {
 	case errors.Is(err, rpctypes.ErrNoSpace):
 		return ErrNoSpace
 	case errors.Is(err, rpctypes.ErrPermissionDenied):
@@ -101,6 +102,15 @@ func kindOf(err error) error {
 		return ErrUnavailable
 	}
 	return nil
+}
+
+// known is err as the client's own value for it, if it has one. Of a watch that
+// was refused the client keeps the text alone.
+func known(err error) error {
+	if _, words, found := strings.Cut(err.Error(), "desc = "); found && status.Code(err) == codes.Unknown {
+		err = status.Error(codes.Unknown, words)
+	}
+	return rpctypes.Error(err)
 }
 
 // code is the gRPC code of an error, as it came or as the client turned it into

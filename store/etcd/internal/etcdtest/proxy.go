@@ -47,6 +47,15 @@ func (p *Proxy) URL() string { return "http://" + p.listener.Addr().String() }
 // Cut stops everything, or, with the ID of a member, what comes from it.
 func (p *Proxy) Cut(source string) { p.set(source, true) }
 
+// Drop closes all connections that are open, as a router does that forgets them.
+func (p *Proxy) Drop() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for conn := range p.conns {
+		conn.Close()
+	}
+}
+
 // Heal lets it pass again.
 func (p *Proxy) Heal(source string) { p.set(source, false) }
 
