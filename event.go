@@ -40,6 +40,7 @@ const (
 	VolumesErased     EventKind = "volumes-erased"     // the volumes of a slot are to be deleted
 	FrontendChanged   EventKind = "frontend-changed"   // a service's addresses or ports
 	NodeLost          EventKind = "node-lost"          // it was silent for so long that its tasks are replaced
+	NodeHeld          EventKind = "node-held"          // it was, but so many were lost at once that it is waited for: see WithLossLimit
 	NodeReturned      EventKind = "node-returned"      // a lost node is alive again
 	NodeChanged       EventKind = "node-changed"       // it was cordoned, drained or given back: see Reason
 	NodeDrained       EventKind = "node-drained"       // the last task of a node that is drained is gone

@@ -44,6 +44,7 @@ type options struct {
 	scheduler *scheduler.Scheduler
 	leaseTTL  time.Duration
 	lostAfter time.Duration
+	lossLimit Amount
 	ranges    ranges
 	access    func(node string) (Access, error)
 
@@ -75,6 +76,15 @@ func WithLeaseTTL(d time.Duration) Option { return func(o *options) { o.leaseTTL
 // elsewhere; 30 s by default.
 func WithLostAfter(d time.Duration) Option { return func(o *options) { o.lostAfter = d } }
 
+// WithLossLimit sets how many nodes, or what share of them, are given up within
+// a minute when they are silent; "10%" by default, and at least one. When more
+// vanish at once it is mostly not they that failed but a network, and replacing
+// all of their tasks would do more harm than waiting: the rest are given up
+// minute by minute, unless they return. The tasks of a node whose record is
+// deleted are replaced at once. "100%" is no limit. [New] refuses what is no
+// Amount.
+func WithLossLimit(perMinute Amount) Option { return func(o *options) { o.lossLimit = perMinute } }
+
 // WithAccess tells how to reach nodes for Logs, Exec and Stats.
 func WithAccess(f func(node string) (Access, error)) Option {
 	return func(o *options) { o.access = f }
@@ -104,6 +114,12 @@ func New(s store.Store, opts ...Option) (*Fleet, error) {
 	f := &Fleet{store: s, cancels: map[*context.CancelFunc]struct{}{}, removed: map[string]bool{}}
 	for _, o := range opts {
 		o(&f.opts)
+	}
+	f.opts.lossLimit = cmp.Or(f.opts.lossLimit, "10%")
+	if value, _, err := f.opts.lossLimit.parse(); err != nil {
+		return nil, fmt.Errorf("orchestrate: the loss limit %q %w", f.opts.lossLimit, err)
+	} else if value < 1 {
+		return nil, fmt.Errorf("orchestrate: the loss limit is %q; want 1 or more, or a share", f.opts.lossLimit)
 	}
 	f.opts.id = cmp.Or(f.opts.id, "fleet-"+rand.Text()[:10])
 	for _, name := range []string{autoscale.CPU, autoscale.Memory} {
@@ -136,6 +152,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 	loop, err := control.New(control.Options{
 		Store: f.store, ID: f.opts.id, Scheduler: f.opts.scheduler, Decode: decodeWorkload,
 		Logger: f.opts.logger, LeaseTTL: f.opts.leaseTTL, LostAfter: f.opts.lostAfter,
+		LossLimit:      f.opts.lossLimit.control(),
 		KeepEventsEach: f.opts.keepEach, KeepEvents: f.opts.keepAll,
 		Beside: f.beside,
 	})

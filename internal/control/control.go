@@ -29,6 +29,9 @@ type Options struct {
 	// replaced, and how long a new leader waits before it believes any node
 	// to be lost; 0 is DefaultLostAfter.
 	LostAfter time.Duration
+	// LossLimit is how many nodes, or what share of them, are given up within a
+	// minute; 0 is no limit.
+	LossLimit Amount
 	// KeepEventsEach and KeepEvents bound the history of events, of one service
 	// or node and of the fleet; 0 is the constant of that name.
 	KeepEventsEach, KeepEvents int
@@ -76,7 +79,7 @@ func New(opts Options) (*Loop, error) {
 	return &Loop{
 		opts: opts,
 		log:  opts.Logger.With("candidate", opts.ID),
-		config: Config{Decode: opts.Decode, Place: opts.Scheduler, LostAfter: opts.LostAfter,
+		config: Config{Decode: opts.Decode, Place: opts.Scheduler, LostAfter: opts.LostAfter, LossLimit: opts.LossLimit,
 			KeepEventsEach: opts.KeepEventsEach, KeepEvents: opts.KeepEvents},
 	}, nil
 }
@@ -216,7 +219,7 @@ func (l *Loop) tell(events []Event) {
 	for _, e := range events {
 		level := slog.LevelInfo
 		switch e.Kind {
-		case TaskFailed, TaskUnplaced, RolloutStopped, RollbackStopped, NodeLost, RecordIgnored:
+		case TaskFailed, TaskUnplaced, RolloutStopped, RollbackStopped, NodeLost, NodeHeld, RecordIgnored:
 			level = slog.LevelWarn
 		case TaskDeleted, FrontendChanged:
 			level = slog.LevelDebug

@@ -32,6 +32,7 @@ const (
 	ServiceGone       EventKind = "service-gone"       // nothing is left of a service that was removed
 	VolumesErased     EventKind = "volumes-erased"     // the volumes of a slot are to be deleted
 	NodeLost          EventKind = "node-lost"          // a node was silent for too long
+	NodeHeld          EventKind = "node-held"          // the same, but so many were lost that this one is waited for
 	NodeReturned      EventKind = "node-returned"      // a lost node is alive again
 	NodeDrained       EventKind = "node-drained"       // the last task of a node that is drained is gone
 	DrainEnded        EventKind = "drain-ended"        // its deadline has passed before that

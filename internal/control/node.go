@@ -22,6 +22,7 @@ type node struct {
 	// nothing that is fenced runs on it any more.
 	expired bool
 	quiet   time.Time // since when it is not alive
+	held    bool      // it was silent for too long, and the brake keeps it from being lost
 	tasks   map[*task]struct{}
 	volumes map[*slotVolume]struct{}
 	timer   timer
@@ -81,7 +82,8 @@ func (s *State) changeNode(id string, c store.Change) error {
 	n := s.node(id)
 	if c.Deleted {
 		if n.rec != nil {
-			n.rec = nil
+			n.rec, n.held = nil, false
+			s.registered--
 			s.timers.set(&n.timer, time.Time{})
 			n.silent, n.expired = false, false
 			_, _ = s.cluster.RemoveNode(id) // it is there, or never was valid
@@ -98,6 +100,9 @@ func (s *State) changeNode(id string, c store.Change) error {
 	}
 	rec.ID = id
 	known := n.rec != nil
+	if !known {
+		s.registered++
+	}
 	if known && n.rec.Registration != rec.Registration {
 		s.markTasks(n) // nobody vouches for this one
 	}
@@ -147,7 +152,7 @@ func (s *State) changeAlive(id string, alive bool) {
 		s.kept.lost[id] = false
 		s.see(Event{Kind: NodeReturned, Node: id, Cause: record.Cause{Actor: record.ActorAgent(id)}})
 	}
-	n.silent, n.expired = false, false
+	n.silent, n.expired, n.held = false, false, false
 	s.watchSilence(n)
 	s.markTasks(n)
 	if n.rec != nil {
@@ -169,6 +174,12 @@ func (s *State) watchSilence(n *node) {
 // silence makes n lost, and expired when it has been silent for as long as it
 // promised. It is called for both.
 func (s *State) silence(n *node) {
+	if !n.silent && !s.kept.lost[n.id] { // what an earlier leader gave up stays so
+		if again, ok := s.brake.giveUp(s.registered, s.now); !ok {
+			s.held(n, again)
+			return
+		}
+	}
 	s.markTasks(n)
 	if n.rec.Fence > 0 {
 		if at := n.quiet.Add(n.rec.Fence); at.After(s.now) {

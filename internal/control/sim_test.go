@@ -27,6 +27,7 @@ type sim struct {
 	now   time.Time
 	wake  time.Time
 	place control.Placer
+	limit control.Amount // of losses
 
 	specs   map[string]spec // as applied, by service
 	history map[string][]record.Revision
@@ -55,7 +56,7 @@ func newSim(t testing.TB) *sim {
 // lead is a new leader that takes over.
 func (s *sim) lead() {
 	snapshot := store.Snapshot{Revision: s.rev, Items: s.items()}
-	s.state = control.NewState(control.Config{Decode: decode, Place: s.place})
+	s.state = control.NewState(control.Config{Decode: decode, Place: s.place, LossLimit: s.limit})
 	s.state.Load(snapshot, s.now)
 	s.plan()
 }
@@ -148,7 +149,7 @@ func (s *sim) hear(e control.Event) {
 		s.printf("no place for %s: %s", e.Service, strings.ReplaceAll(e.Message, "\n", " "))
 	case control.TaskFailed:
 		s.printf("counted: %s failed: %s", s.alias(e.Task), e.Message)
-	case control.NodeLost, control.NodeReturned, control.RecordIgnored, control.NodeDrained, control.DrainEnded:
+	case control.NodeLost, control.NodeHeld, control.NodeReturned, control.RecordIgnored, control.NodeDrained, control.DrainEnded:
 		s.printf("%s %s", e.Kind, strings.TrimSpace(e.Node+" "+e.Message))
 	}
 }

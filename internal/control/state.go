@@ -24,6 +24,9 @@ type Config struct {
 	Place Placer
 	// LostAfter is how long a node may be silent before its tasks are replaced.
 	LostAfter time.Duration
+	// LossLimit is how many nodes, or what share of them, are given up within a
+	// minute because they are silent; at least one is. 0 is no limit.
+	LossLimit Amount
 	// KeepEventsEach and KeepEvents bound the history of events; 0 is the
 	// constant of that name.
 	KeepEventsEach, KeepEvents int
@@ -46,6 +49,9 @@ type State struct {
 
 	services map[string]*service // by NS/NAME
 	nodes    map[string]*node
+	brake    brake
+	// registered is how many of nodes have a record.
+	registered int
 	networks map[string]*network
 	tasks    map[string]*task // by NODE/ID
 	ids      map[string]int   // how many tasks have an ID: one, if all is well
@@ -134,6 +140,7 @@ func NewState(config Config) *State {
 	}
 	return &State{
 		config:    config,
+		brake:     brake{limit: config.LossLimit},
 		cluster:   scheduler.NewCluster(),
 		services:  map[string]*service{},
 		nodes:     map[string]*node{},
