@@ -19,8 +19,8 @@
 //
 // Transport: nothing listens without TLS, with certificates of both sides,
 // except on a loopback address that is written as "http://…" or on a unix
-// socket, "unix:///…". The files are read at each handshake, so a renewed
-// certificate needs no restart.
+// socket, "unix:///…". The certificate and its key are read at each handshake,
+// so a renewed one needs no restart; a new CA does.
 //
 // Disk: etcd syncs each commit, so the folder wants a disk of its own speed; and
 // its log is on it, so two members never share a folder.
