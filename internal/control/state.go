@@ -52,10 +52,10 @@ type State struct {
 	brake    brake
 	// registered is how many of nodes have a record.
 	registered int
-	networks map[string]*network
-	tasks    map[string]*task // by NODE/ID
-	ids      map[string]int   // how many tasks have an ID: one, if all is well
-	volumes  map[string]*slotVolume
+	networks   map[string]*network
+	tasks      map[string]*task // by NODE/ID
+	ids        map[string]int   // how many tasks have an ID: one, if all is well
+	volumes    map[string]*slotVolume
 	// evictions are of tasks by NODE/ID.
 	evictions map[string]record.Eviction
 	globals   map[*service]struct{} // whose tasks follow the nodes

@@ -147,7 +147,7 @@ func TestSlowReceiverIsBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const n, large = 128, 1 << 20
+	const n, large = 64, 1 << 20
 	var revisions []int64
 	for range n {
 		revisions = append(revisions, put(t, s, "/w/x", make([]byte, large)))

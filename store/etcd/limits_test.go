@@ -49,7 +49,7 @@ func TestPasswords(t *testing.T) {
 	must(c.UserGrantRole(ctx, "root", "root"))
 	must(c.AuthEnable(ctx))
 
-	if _, err := m.Open(etcd.Options{Username: "n1", Password: "wrong", Timeout: time.Second}); !errors.Is(err, etcd.ErrUnauthenticated) {
+	if _, err := m.Open(etcd.Options{Username: "n1", Password: "wrong", Timeout: time.Minute}); !errors.Is(err, etcd.ErrUnauthenticated) {
 		t.Errorf("Open with a wrong password: %v, want ErrUnauthenticated", err)
 	}
 	if _, err := root.List(ctx, ""); !errors.Is(err, etcd.ErrUnauthenticated) {
