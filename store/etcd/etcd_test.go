@@ -4,6 +4,7 @@ package etcd_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -20,7 +21,8 @@ import (
 
 func TestMain(m *testing.M) {
 	if ran, err := etcdtest.Child(); err != nil {
-		panic(err)
+		fmt.Println(err)
+		os.Exit(1)
 	} else if ran {
 		return
 	}

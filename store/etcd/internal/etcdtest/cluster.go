@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -89,11 +90,12 @@ type member struct {
 	opts    embed.Options
 	peers   *Proxy // before its peer port
 	clients *Proxy // before its client port
-	address string // its client port itself
-	id      string
-	process *exec.Cmd
-	input   io.Closer
-	exited  chan struct{}
+	// What the proxies lead to: where the process listens.
+	peerPort, clientPort atomic.Pointer[string]
+	id                   string
+	process              *exec.Cmd
+	input                io.Closer
+	exited               chan struct{}
 }
 
 // New starts a cluster of n members, each a process of its own. They end with
@@ -107,11 +109,12 @@ func New(t testing.TB, n int) *Cluster {
 		name := string(rune('a' + i))
 		m := &member{opts: embed.Options{
 			Name: name, Dir: filepath.Join(dir, name), Cluster: filepath.Base(dir),
-			PeerListen: freeAddress(t), ClientListen: freeAddress(t), Members: names,
+			Members:   names,
 			Heartbeat: 50 * time.Millisecond, Election: 500 * time.Millisecond,
 		}}
-		m.peers, m.clients = newProxy(t, m.opts.PeerListen, true), NewProxy(t, m.opts.ClientListen)
-		m.address = m.opts.ClientListen
+		m.listen(t)
+		m.peers = newProxy(t, func() string { return *m.peerPort.Load() }, true)
+		m.clients = newProxy(t, func() string { return *m.clientPort.Load() }, false)
 		m.opts.PeerURL, m.opts.ClientURL = m.peers.URL(), m.clients.URL()
 		names[name] = m.opts.PeerURL
 		c.members = append(c.members, m)
@@ -156,13 +159,40 @@ func freeAddress(t testing.TB) string {
 	return l.Addr().String()
 }
 
-// Start starts member i and waits until it serves.
+// listen gives the member ports that were free a moment ago.
+func (m *member) listen(t testing.TB) {
+	m.opts.PeerListen, m.opts.ClientListen = freeAddress(t), freeAddress(t)
+	peers, clients := m.opts.PeerListen, m.opts.ClientListen
+	m.peerPort.Store(&peers)
+	m.clientPort.Store(&clients)
+}
+
+// Start starts member i and waits until it serves. Others on the machine may
+// take a port before it does, so it tries with others.
 func (c *Cluster) Start(i int) {
 	m := c.members[i]
+	var said string
+	for range 5 {
+		if said = c.start(m); said == "" {
+			return
+		}
+		if m.exited == nil {
+			break // there is no process
+		}
+		_ = m.process.Process.Kill()
+		<-m.exited
+		_ = m.input.Close()
+		m.exited = nil
+		m.listen(c.t)
+	}
+	c.t.Errorf("member %s does not start: %s", m.opts.Name, said)
+}
+
+// start starts the process and returns what it said instead of that it serves.
+func (c *Cluster) start(m *member) (said string) {
 	text, err := json.Marshal(m.opts)
 	if err != nil {
-		c.t.Error(err)
-		return
+		return err.Error()
 	}
 	// Two processors for three servers and their clients: more threads of each
 	// would only get in each other's way.
@@ -171,31 +201,30 @@ func (c *Cluster) Start(i int) {
 	m.process.Stderr = os.Stderr
 	input, err := m.process.StdinPipe()
 	if err != nil {
-		c.t.Error(err)
-		return
+		return err.Error()
 	}
 	output, err := m.process.StdoutPipe()
 	if err != nil {
-		c.t.Error(err)
-		return
+		return err.Error()
 	}
 	if err := m.process.Start(); err != nil {
-		c.t.Error(err)
-		return
+		return err.Error()
 	}
 	m.input, m.exited = input, make(chan struct{})
 	line, err := bufio.NewReader(output).ReadString('\n')
 	id, found := strings.CutPrefix(strings.TrimSpace(line), "id ")
-	if !found {
-		c.t.Errorf("member %s said %q (%v), want its ID", m.opts.Name, line, err)
+	if found {
+		m.id = id
+	} else {
+		said = fmt.Sprintf("it said %q (%v), want its ID", line, err)
 	}
-	m.id = id
 	process, exited := m.process, m.exited
 	go func() {
 		defer close(exited)
 		_, _ = io.Copy(io.Discard, output)
 		_ = process.Wait() // it was killed
 	}()
+	return said
 }
 
 // Kill kills member i, if it runs, with no time to do anything.
@@ -230,7 +259,7 @@ func (c *Cluster) Endpoints() []string {
 func (c *Cluster) Proxies() []*Proxy {
 	var proxies []*Proxy
 	for _, m := range c.members {
-		proxies = append(proxies, NewProxy(c.t, m.address))
+		proxies = append(proxies, newProxy(c.t, func() string { return *m.clientPort.Load() }, false))
 	}
 	return proxies
 }

@@ -13,7 +13,7 @@ import (
 // way arrives.
 type Proxy struct {
 	listener net.Listener
-	target   string
+	target   func() string
 	peers    bool // tell connections apart by the etcd member that they come from
 	wg       sync.WaitGroup
 
@@ -26,9 +26,12 @@ type Proxy struct {
 
 // NewProxy starts a proxy in front of the address target. It is closed with the
 // test.
-func NewProxy(t testing.TB, target string) *Proxy { return newProxy(t, target, false) }
+func NewProxy(t testing.TB, target string) *Proxy {
+	t.Helper()
+	return newProxy(t, func() string { return target }, false)
+}
 
-func newProxy(t testing.TB, target string, peers bool) *Proxy {
+func newProxy(t testing.TB, target func() string, peers bool) *Proxy {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -108,7 +111,7 @@ func (p *Proxy) serve(near net.Conn) {
 	if !p.passes(source) {
 		return
 	}
-	far, err := net.Dial("tcp", p.target)
+	far, err := net.Dial("tcp", p.target())
 	if err != nil || !p.hold(far) {
 		return
 	}
