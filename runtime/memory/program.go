@@ -193,8 +193,11 @@ func (c *container) args() []string {
 }
 
 func (c *container) process(args []string, stdout, stderr io.Writer) *Process {
+	c.mu.Lock()
+	spec := c.spec // an Update may be under way
+	c.mu.Unlock()
 	return &Process{
-		Spec: c.spec, Args: args, Env: slices.Concat(c.config.Env, c.spec.Env),
+		Spec: spec, Args: args, Env: slices.Concat(c.config.Env, c.spec.Env),
 		Stdin: strings.NewReader(""), Stdout: stdout, Stderr: stderr, Signals: c.signals,
 		oom: func() {
 			c.mu.Lock()
