@@ -86,12 +86,16 @@ type DrainStatus struct {
 	Left     []Blocked // tasks that have not, by service and slot
 }
 
-// String is the status in a line or, with tasks left, in several.
+// String is the status in a line.
 func (s DrainStatus) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "node %s: %d tasks moved, %d left", s.Node, len(s.Moved), len(s.Left))
-	for _, t := range s.Left {
-		b.WriteString("\n  " + t.String())
+	fmt.Fprintf(&b, "node %s, %d tasks moved, %d left", s.Node, len(s.Moved), len(s.Left))
+	for i, t := range s.Left {
+		sep := "; "
+		if i == 0 {
+			sep = ": "
+		}
+		b.WriteString(sep + t.String())
 	}
 	return b.String()
 }
@@ -141,7 +145,7 @@ type DrainError struct {
 	Err    error
 }
 
-func (e *DrainError) Error() string { return fmt.Sprintf("drain %v: %v", e.Err, e.Status) }
+func (e *DrainError) Error() string { return fmt.Sprintf("drain of %v: %v", e.Status, e.Err) }
 
 // Unwrap returns Err.
 func (e *DrainError) Unwrap() error { return e.Err }
