@@ -27,6 +27,10 @@ say "the quickstart, on real containers"
 CGO_ENABLED=0 go build -trimpath -ldflags=-s -o .cache/bin/quickstart ./examples/quickstart
 .cache/bin/quickstart || status=1
 
+say "a canary, on real containers"
+CGO_ENABLED=0 go build -trimpath -ldflags=-s -o .cache/bin/rollout ./examples/rollout
+.cache/bin/rollout || status=1
+
 say "a database as a stateful service, on real containers"
 CGO_ENABLED=0 go build -trimpath -ldflags=-s -o .cache/bin/database ./examples/database
 .cache/bin/database || status=1
