@@ -58,6 +58,14 @@ func TestFailures(t *testing.T) {
 			},
 			reason: orchestrate.ReasonFailures, kind: orchestrate.FailedVolume, message: outside, permanent: true,
 		},
+		"cpus": {
+			service: func() orchestrate.Service {
+				s := silent("cpus", "wait")
+				s.Containers[0].Resources.CPUSet = "0,8191"
+				return s
+			},
+			reason: orchestrate.ReasonFailures, kind: orchestrate.FailedStart, message: `CPU set "0,8191": this node has the CPUs 0`, permanent: true,
+		},
 		"crash": {
 			service: func() orchestrate.Service {
 				s := silent("crash", "print=I give up", "exit=3")

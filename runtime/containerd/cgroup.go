@@ -21,13 +21,22 @@ const cgroupMount = "/sys/fs/cgroup"
 // with one hierarchy for each controller, or version 2, with one for all
 // (cgroups(7)).
 type cgroupTree struct {
+	mount   string // cgroupMount, but for tests
 	path    string // below each hierarchy, such as /orchestrate/0123456789ab
 	unified bool
 }
 
 func newCgroupTree(path string) cgroupTree {
 	_, err := os.Stat(filepath.Join(cgroupMount, "cgroup.controllers"))
-	return cgroupTree{path: path, unified: err == nil}
+	return cgroupTree{mount: cgroupMount, path: path, unified: err == nil}
+}
+
+// root returns the folder of a controller's hierarchy.
+func (t cgroupTree) root(controller string) string {
+	if t.unified {
+		return t.mount
+	}
+	return filepath.Join(t.mount, controller)
 }
 
 // of returns the cgroup path of a container for its OCI spec.
@@ -35,10 +44,7 @@ func (t cgroupTree) of(id string) string { return filepath.Join(t.path, id) }
 
 // dir returns the folder of a container's cgroup in a controller's hierarchy.
 func (t cgroupTree) dir(controller, id string) string {
-	if t.unified {
-		return filepath.Join(cgroupMount, t.of(id))
-	}
-	return filepath.Join(cgroupMount, controller, t.of(id))
+	return filepath.Join(t.root(controller), t.of(id))
 }
 
 // oomKills counts the processes of a container that the kernel killed for
@@ -83,16 +89,16 @@ func readNumber(path string) int64 {
 // hierarchies returns the mount points that may have cgroups of ours.
 func (t cgroupTree) hierarchies() []string {
 	if t.unified {
-		return []string{cgroupMount}
+		return []string{t.mount}
 	}
-	entries, err := os.ReadDir(cgroupMount)
+	entries, err := os.ReadDir(t.mount)
 	if err != nil {
 		return nil
 	}
 	var dirs []string
 	for _, e := range entries {
 		if e.IsDir() {
-			dirs = append(dirs, filepath.Join(cgroupMount, e.Name()))
+			dirs = append(dirs, filepath.Join(t.mount, e.Name()))
 		}
 	}
 	return dirs

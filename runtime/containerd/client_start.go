@@ -112,24 +112,28 @@ func (cl *Client) startOnce(ctx context.Context, spec runtime.Spec) (ran bool, e
 	if err := ctx.Err(); err != nil {
 		return false, err
 	}
-	// As with a shim: a call of the daemon that is given up goes on there. So
-	// it is seen to its end, which is near, and undone after it.
-	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
-	defer cancel()
-	created, err := cl.client.TaskService().Create(call, &daemonapi.CreateTaskRequest{
-		ContainerID: c.task(), Rootfs: mount.ToProto(rootfs), Terminal: spec.Terminal, Stdout: stdout, Stderr: stderr,
+	var created *daemonapi.CreateTaskResponse
+	err = r.seeThrough(ctx, c.task(), func(ctx context.Context) (err error) {
+		created, err = cl.client.TaskService().Create(ctx, &daemonapi.CreateTaskRequest{
+			ContainerID: c.task(), Rootfs: mount.ToProto(rootfs), Terminal: spec.Terminal, Stdout: stdout, Stderr: stderr,
+		})
+		return err
 	})
 	if err != nil {
-		return false, daemonError(spec.ID, err)
+		return false, daemonError(spec, err)
 	}
 	c.record.Shim = shimAddress(int(created.Pid), c.task())
 	c.shim = cl.shimFor(c.record.Shim)
 	if err := ctx.Err(); err != nil {
 		return false, err
 	}
-	started, err := cl.client.TaskService().Start(call, &daemonapi.StartRequest{ContainerID: c.task()})
+	var started *daemonapi.StartResponse
+	err = r.seeThrough(ctx, c.task(), func(ctx context.Context) (err error) {
+		started, err = cl.client.TaskService().Start(ctx, &daemonapi.StartRequest{ContainerID: c.task()})
+		return err
+	})
 	if err != nil {
-		return true, daemonError(spec.ID, err)
+		return true, daemonError(spec, err)
 	}
 	if err := cl.running(c, int(started.Pid), time.Now()); err != nil {
 		return true, err
@@ -241,7 +245,7 @@ func (cl *Client) create(ctx context.Context, rec record, oci *specs.Spec) ([]mo
 }
 
 // daemonError tells an error of the daemon from one of the container.
-func daemonError(id string, err error) error {
+func daemonError(spec runtime.Spec, err error) error {
 	native := errgrpc.ToNative(err)
 	for _, s := range []string{"failed to start shim", "failed to resolve runtime path"} {
 		if strings.Contains(native.Error(), s) {
@@ -251,7 +255,7 @@ func daemonError(id string, err error) error {
 	if errdefs.IsUnavailable(native) || errdefs.IsDeadlineExceeded(native) {
 		return native
 	}
-	return startError(id, err)
+	return startError(spec, err)
 }
 
 // deleteTask has the daemon delete the process of a container. While the

@@ -137,7 +137,7 @@ func execError(c *container, err error) error {
 	case strings.Contains(native.Error(), "container not running"), strings.Contains(native.Error(), "cannot exec in a stopped"):
 		return errNotRunning
 	}
-	return startError(c.record.ID, err)
+	return startError(runtime.Spec{ID: c.record.ID}, err)
 }
 
 // execSpec is the container's own process, changed as exec says.

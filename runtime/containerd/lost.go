@@ -3,11 +3,15 @@
 package containerd
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -35,6 +39,71 @@ func (r *Runtime) abort(id string) error {
 	}
 	return killByArgs(func(args []string) bool {
 		return filepath.Base(args[0]) == filepath.Base(r.bin.runc) && slices.Contains(args, bundle)
+	})
+}
+
+const (
+	// startPatience is how long runc may take to make or to start a container,
+	// on a machine that does a hundred other things.
+	startPatience = 2 * time.Minute
+	// abortPatience is how long it may go on when nobody waits for it any more.
+	abortPatience = time.Second
+	// answerPatience is how long after the end of runc a shim may take to say
+	// so.
+	answerPatience = 30 * time.Second
+)
+
+// errNoAnswer is the error of a call that did not return when there was nothing
+// left to wait for.
+var errNoAnswer = errors.New("no answer")
+
+// seeThrough makes a call that has a shim run runc. One that is given up goes
+// on in the shim, so it is seen to its end, which is near; or it is made to end:
+// runc waits for ever for the answer of a process that was killed before it
+// could give one, as a seccomp profile may do.
+func (r *Runtime) seeThrough(ctx context.Context, task string, call func(context.Context) error) error {
+	callCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- call(callCtx) }()
+	patience := time.NewTimer(startPatience)
+	defer patience.Stop()
+	given := ctx.Done()
+	for {
+		select {
+		case err := <-ended:
+			return err
+		case <-given:
+			given = nil
+			patience.Reset(abortPatience)
+			continue
+		case <-patience.C:
+		}
+		break
+	}
+	if err := r.killRunc(task); err != nil {
+		return err
+	}
+	patience.Reset(answerPatience)
+	select {
+	case err := <-ended:
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		return fmt.Errorf("runc did not end within %v and was killed: is its process allowed all that a start needs? %w", startPatience, err)
+	case <-patience.C:
+		cancel()
+		<-ended
+		return errNoAnswer
+	}
+}
+
+// killRunc ends the runc that makes or starts a container.
+func (r *Runtime) killRunc(task string) error {
+	root := filepath.Join(r.runcRoot(), r.store.ns)
+	return killByArgs(func(args []string) bool {
+		// What /proc has ends with a zero.
+		return len(args) > 2 && args[len(args)-2] == task && slices.Contains(args, root)
 	})
 }
 

@@ -3,6 +3,8 @@
 package containerd_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -10,8 +12,10 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/orchestrate-go/orchestrate/runtime"
+	"github.com/orchestrate-go/orchestrate/runtime/containerd"
 )
 
 // parent returns the process that has started a container: its shim.
@@ -136,5 +140,34 @@ func TestFailedStartInSharedShim(t *testing.T) {
 	list, err := rt.List(t.Context(), nil)
 	if err != nil || len(list) != 2 {
 		t.Errorf("got %v, %v; want the container that runs and the one that ended", list, err)
+	}
+}
+
+// A start that can never end, for runc waits for a process that its seccomp
+// profile has killed, ends with its context. The shim that it was in is as good
+// as before.
+func TestStartThatHangs(t *testing.T) {
+	root := t.TempDir()
+	rt := open(t, root)
+	start(t, rt, runtime.Spec{ID: "before", Group: "g", Args: []string{"ignore"}})
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	err := rt.Start(ctx, runtime.Spec{
+		ID: "hangs", Group: "g", Image: testImage, Args: []string{"ignore"},
+		Security: runtime.Security{Seccomp: `{"defaultAction":"SCMP_ACT_KILL"}`},
+	})
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v, want the end of the context", err)
+	}
+	start(t, rt, runtime.Spec{ID: "after", Group: "g", Args: []string{"ignore"}})
+	list, err := rt.List(t.Context(), nil)
+	if err != nil || len(list) != 2 {
+		t.Fatalf("got %v, %v; want the two that run", list, err)
+	}
+	if parent(t, list[0].PID) != parent(t, list[1].PID) {
+		t.Error("the group has another shim after a start that hung: want the same")
+	}
+	if runcs := processesOf(containerd.StateDir(root), "hangs"); len(runcs) > 0 {
+		t.Errorf("processes %v of the start that hung are left", runcs)
 	}
 }

@@ -72,6 +72,9 @@ func (r *Runtime) ociSpec(ctx context.Context, spec runtime.Spec, b *bundle) (*s
 	if err := network(s, spec); err != nil {
 		return nil, permanent("%w", err)
 	}
+	if err := r.cgroups.checkCPUs(spec.Resources.CPUSet); err != nil {
+		return nil, permanent("%w", err)
+	}
 	resources(s.Linux.Resources, spec.Resources)
 	if err := mounts(s, spec.Mounts); err != nil {
 		return nil, permanent("%w", err)

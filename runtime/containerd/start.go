@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -109,24 +110,26 @@ func (r *Runtime) start(ctx context.Context, spec runtime.Spec) (err error) {
 	if err != nil {
 		return err
 	}
-	// A call of the shim that is given up goes on in the shim. So they are
-	// seen to their end, which is near, and undone after it.
-	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
-	defer cancel()
-	if _, err := sh.tasks.Create(call, &taskapi.CreateTaskRequest{
-		ID: spec.ID, Bundle: dir, Rootfs: rootfs, Terminal: spec.Terminal,
-		Stdout: stdout, Stderr: stderr, Options: options,
-	}); err != nil {
-		r.noAnswer(call, sh)
-		return startError(spec.ID, err)
+	err = r.seeThrough(ctx, spec.ID, func(ctx context.Context) error {
+		_, err := sh.tasks.Create(ctx, &taskapi.CreateTaskRequest{
+			ID: spec.ID, Bundle: dir, Rootfs: rootfs, Terminal: spec.Terminal,
+			Stdout: stdout, Stderr: stderr, Options: options,
+		})
+		return err
+	})
+	if err != nil {
+		return r.shimError(sh, spec, err)
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	started, err := sh.tasks.Start(call, &taskapi.StartRequest{ID: spec.ID})
+	var started *taskapi.StartResponse
+	err = r.seeThrough(ctx, spec.ID, func(ctx context.Context) (err error) {
+		started, err = sh.tasks.Start(ctx, &taskapi.StartRequest{ID: spec.ID})
+		return err
+	})
 	if err != nil {
-		r.noAnswer(call, sh)
-		return startError(spec.ID, err)
+		return r.shimError(sh, spec, err)
 	}
 	c.record.PID, c.record.Started = int(started.Pid), time.Now()
 	if fd, err := unix.PidfdOpen(c.record.PID, 0); err == nil {
@@ -143,12 +146,14 @@ func (r *Runtime) start(ctx context.Context, spec runtime.Spec) (err error) {
 	return nil
 }
 
-// noAnswer keeps further containers from a shim whose call took too long.
-func (r *Runtime) noAnswer(call context.Context, sh *shim) {
-	if call.Err() != nil {
+// shimError is startError of a call of a shim. One that does not answer gets
+// no more containers.
+func (r *Runtime) shimError(sh *shim, spec runtime.Spec, err error) error {
+	if errors.Is(err, errNoAnswer) {
 		r.log.Error("a shim does not answer; it gets no more containers", "shim", sh.id)
 		r.shims.doubt(sh)
 	}
+	return startError(spec, err)
 }
 
 // useImage looks an image up and keeps its layers from being deleted until
@@ -216,7 +221,7 @@ func (r *Runtime) makeLayer(id string, b *bundle) ([]*types.Mount, error) {
 
 // startError tells what can be tried again from what cannot, by what runc
 // says: it has no codes.
-func startError(id string, err error) error {
+func startError(spec runtime.Spec, err error) error {
 	err = errgrpc.ToNative(err)
 	reason := err.Error()
 	for _, prefix := range []string{"OCI runtime create failed: ", "OCI runtime start failed: ", "runc create failed: ", "unable to start container process: "} {
@@ -228,11 +233,15 @@ func startError(id string, err error) error {
 	permanent := false
 	for _, s := range []string{
 		"executable file not found", "no such file or directory", "permission denied", "is a directory",
-		"exec format error", "not a directory", "invalid argument",
+		"exec format error", "not a directory", "invalid argument", "is not a valid arch for seccomp",
 	} {
 		permanent = permanent || strings.Contains(reason, s)
 	}
-	return &runtime.StartError{ID: id, Reason: reason, Permanent: permanent, Err: err}
+	if strings.Contains(reason, "too many open files") && !strings.Contains(reason, "in system") {
+		// Its own limit, which holds for what runc still has to do.
+		permanent = permanent || slices.ContainsFunc(spec.Ulimits, func(u runtime.Ulimit) bool { return u.Name == "nofile" })
+	}
+	return &runtime.StartError{ID: spec.ID, Reason: reason, Permanent: permanent, Err: err}
 }
 
 // Remove implements [runtime.Runtime].
@@ -322,6 +331,8 @@ func (r *Runtime) runcDelete(id string) {
 	if _, err := os.Stat(filepath.Join(r.runcRoot(), namespace, id)); err != nil {
 		return
 	}
+	// runc takes a process for ended whose first thread has, and waits.
+	r.cgroups.kill(id)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, r.bin.runc, "--root", filepath.Join(r.runcRoot(), namespace), "delete", "--force", id)

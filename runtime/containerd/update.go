@@ -62,6 +62,9 @@ func (cl *Client) Update(ctx context.Context, id string, want runtime.Resources)
 }
 
 func (r *Runtime) update(ctx context.Context, c *container, want runtime.Resources) error {
+	if err := r.cgroups.checkCPUs(want.CPUSet); err != nil {
+		return &runtime.ResourceError{ID: c.record.ID, Reason: err.Error(), Err: err}
+	}
 	res, err := r.cgroups.changed(want)
 	if err != nil {
 		return err

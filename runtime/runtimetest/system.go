@@ -107,6 +107,19 @@ func systemCases() []testCase {
 			}
 			return nil
 		}},
+		{"a CPU set that the machine does not have", func(e *env) error {
+			spec := e.spec("a", "ignore")
+			spec.Resources.CPUSet = "0,8191"
+			var start *runtime.StartError
+			if err := e.rt.Start(e.ctx, spec); !errors.As(err, &start) || !start.Permanent {
+				e.errorf("got %v, want a permanent *StartError: it is no use to try again", err)
+			}
+			if _, there, err := e.get("a"); there || err != nil {
+				e.errorf("the container that was refused is there (%v)", err)
+			}
+			spec.Resources.CPUSet = "0"
+			return e.startSpec(spec)
+		}},
 		{"limits", func(e *env) error {
 			spec := e.spec("a", "read=/proc/sys/net/ipv4/ip_unprivileged_port_start", "read=/proc/self/limits")
 			spec.Sysctls = map[string]string{"net.ipv4.ip_unprivileged_port_start": "80"}
