@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Gets what the fleets of this machine need and Debian with Go does not have:
 # containerd's shim and runc, built from their Go modules into .cache/bin, and
-# the C compiler and headers that runc's build wants. Does nothing twice.
+# the C compiler and headers that runc's build wants, and the makers of file
+# systems that volumes and their tests use. Does nothing twice.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin="$PWD/.cache/bin"

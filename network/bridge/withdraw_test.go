@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -118,20 +117,48 @@ func TestUnansweredConnectionMoves(t *testing.T) {
 		name string
 		err  error
 	}
+	tracked := w.newFlows()
 	got := make(chan answer, 1)
 	go func() {
 		name, _, err := ask(client.ns, "tcp", "10.72.0.1:80")
 		got <- answer{name, err}
 	}()
-	for { // until the SYN is tracked
-		if n := w.unanswered(); n > 0 {
-			break
-		}
+	for w.unanswered() == 0 {
+		tracked() // the next one; the SYN's is among them
 	}
 	rule.Endpoints = b.endpoints(80)
 	w.program(rule)
 	if a := <-got; a.err != nil || a.name != "b" {
 		t.Errorf("connection begun to a dead endpoint: %q, %v, want b after its withdrawal", a.name, a.err)
+	}
+}
+
+// newFlows subscribes to the kernel's events of new flows and returns what waits
+// for the next (linux/netfilter/nfnetlink_compat.h, NF_NETLINK_CONNTRACK_NEW).
+func (w *world) newFlows() func() {
+	w.Helper()
+	var fd int
+	err := inside(w.hostNS, func() (err error) {
+		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+		if err != nil {
+			return err
+		}
+		return unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1})
+	})
+	if err != nil {
+		w.Fatal(err)
+	}
+	w.Cleanup(func() { _ = unix.Close(fd) })
+	// Without an event the test fails, and does not hang.
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 30}); err != nil {
+		w.Fatal(err)
+	}
+	buf := make([]byte, 8<<10)
+	return func() {
+		w.Helper()
+		if _, _, err := unix.Recvfrom(fd, buf, 0); err != nil {
+			w.Fatalf("the kernel tells of no new flow: %v", err)
+		}
 	}
 }
 
@@ -196,10 +223,19 @@ func TestNoFailedConnectionWhenAnEndpointDies(t *testing.T) {
 		{w.hostNS, "127.0.0.1:8080"}, {w.hostNS, "[::1]:8080"}, {outside, "198.51.100.1:8080"}, {outside, "[fd00:99::1]:8080"},
 	}
 	var (
-		made, late, reset atomic.Int64
+		mu                sync.Mutex // guards the next two lines
+		made, late, reset int
+		failed            bool
+		changed           = sync.NewCond(&mu)
 		wg                sync.WaitGroup
 		stop              = make(chan struct{})
 	)
+	count := func(change func()) {
+		mu.Lock()
+		defer mu.Unlock()
+		change()
+		changed.Broadcast()
+	}
 	for _, p := range paths {
 		wg.Go(func() {
 			for {
@@ -212,47 +248,50 @@ func TestNoFailedConnectionWhenAnEndpointDies(t *testing.T) {
 				// Long enough for a SYN that meets the dead endpoint five times.
 				c, err := connect(p.ns, "tcp", p.to, 40*time.Second)
 				if errors.Is(err, unix.ECONNRESET) {
-					reset.Add(1)
+					count(func() { reset++ })
 					continue
 				}
 				if err != nil {
 					t.Errorf("connection to %s failed: %v", p.to, err)
+					count(func() { failed = true })
 					return
 				}
-				made.Add(1)
-				if time.Since(begun) > 500*time.Millisecond {
-					late.Add(1) // it met a dead endpoint, and tried again
-				}
+				count(func() {
+					made++
+					if time.Since(begun) > 500*time.Millisecond {
+						late++ // it met a dead endpoint, and tried again
+					}
+				})
 				_ = c.Close()
 			}
 		})
 	}
-	wait := func(n int64) { // until n more connections were made
-		for goal := made.Load() + n; made.Load() < goal && !t.Failed(); {
-			time.Sleep(time.Millisecond) // polling a counter, no order depends on it
+	wait := func(n int, what *int) { // until there are n more
+		mu.Lock()
+		defer mu.Unlock()
+		for goal := *what + n; *what < goal && !failed; {
+			changed.Wait()
 		}
 	}
 	for i := range 2 {
-		wait(100)
+		wait(100, &made)
 		if err := children[tasks[i]].Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		wait(50) // connections while the endpoint is dead and still published
-		for begun := late.Load(); late.Load() == begun && !t.Failed(); {
-			time.Sleep(time.Millisecond) // until one of them met the dead one
-		}
+		wait(50, &made) // connections while the endpoint is dead and still published
+		wait(1, &late)  // until one of them met the dead one
 		w.program(rules(tasks[i+1:]...)...)
 	}
-	wait(100)
+	wait(100, &made)
 	close(stop)
 	wg.Wait()
-	if late.Load() == 0 {
+	if late == 0 {
 		t.Error("no connection met a dead endpoint: the test proved nothing")
 	}
-	if most := int64(2 * len(paths)); reset.Load() > most {
-		t.Errorf("%d connections were reset, want at most %d: those that the endpoints held when they died", reset.Load(), most)
+	if most := 2 * len(paths); reset > most {
+		t.Errorf("%d connections were reset, want at most %d: those that the endpoints held when they died", reset, most)
 	}
-	t.Logf("%d connections, %d of which met a dead endpoint first, %d lost with theirs", made.Load(), late.Load(), reset.Load())
+	t.Logf("%d connections, %d of which met a dead endpoint first, %d lost with theirs", made, late, reset)
 }
 
 func serveChild() error {

@@ -6,9 +6,9 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/orchestrate-go/orchestrate/volume"
 	"github.com/orchestrate-go/orchestrate/volume/volumetest"
@@ -35,16 +35,32 @@ func testDir(t *testing.T) string {
 			t.Error(err)
 		}
 		// Containers that others start hold a copy of all mounts for a
-		// moment, and with it the device; the kernel does not tell when.
-		deadline := time.Now().Add(30 * time.Second)
-		for len(loopsBelow(t, dir)) > 0 && time.Now().Before(deadline) {
-			time.Sleep(10 * time.Millisecond)
-		}
-		if loops := loopsBelow(t, dir); len(loops) > 0 {
-			t.Errorf("loop devices are left: %q", loops)
+		// moment, and with it the device. The kernel tells when one changes.
+		changed := deviceChanges(t)
+		for loops := loopsBelow(t, dir); len(loops) > 0; loops = loopsBelow(t, dir) {
+			if err := changed(); err != nil {
+				t.Errorf("loop devices are left: %q (%v)", loops, err)
+				return
+			}
 		}
 	})
 	return dir
+}
+
+// deviceChanges subscribes to the kernel's events of devices (netlink(7),
+// NETLINK_KOBJECT_UEVENT) and returns what waits for the next one.
+func deviceChanges(t *testing.T) func() error {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_KOBJECT_UEVENT)
+	must(t, err)
+	t.Cleanup(func() { unix.Close(fd) })
+	must(t, unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1}))
+	must(t, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 30}))
+	buf := make([]byte, 8<<10)
+	return func() error {
+		_, _, err := unix.Recvfrom(fd, buf, 0)
+		return err
+	}
 }
 
 // loopsBelow lists the loop devices whose image is below dir.

@@ -19,33 +19,42 @@ import (
 	"github.com/orchestrate-go/orchestrate/volume/volumetest"
 )
 
-// quotaFS mounts an ext4 with project quotas. A kernel that cannot, for lack of
-// CONFIG_QFMT_V2, has nothing to test.
+// quotaFS mounts a filesystem with project quotas: ext4, or XFS where the kernel
+// has no quotas for that. One with neither CONFIG_QFMT_V2 nor CONFIG_XFS_QUOTA
+// has nothing to test.
 func quotaFS(t *testing.T) string {
+	t.Helper()
+	point, out := mountNew(t, 64<<20, []string{"mkfs.ext4", "-q", "-F", "-O", "quota,project", "-E", "quotatype=prjquota"}, "prjquota")
+	if point == "" || !quotaOn(point) {
+		point, out = mountNew(t, 320<<20, []string{"mkfs.xfs", "-q"}, "prjquota")
+	}
+	if point == "" || !quotaOn(point) {
+		t.Skipf("this kernel has no project quotas, of ext4 (CONFIG_QFMT_V2) or XFS (CONFIG_XFS_QUOTA): %s", out)
+	}
+	return point
+}
+
+// mountNew makes a filesystem in a file and mounts it. When it cannot be
+// mounted the folder is empty, and out says why.
+func mountNew(t *testing.T, size int64, mkfs []string, options string) (point, out string) {
 	t.Helper()
 	base := testDir(t)
 	image, point := filepath.Join(base, "fs"), filepath.Join(base, "mnt")
 	must(t, os.WriteFile(image, nil, 0o600))
-	must(t, os.Truncate(image, 64<<20))
+	must(t, os.Truncate(image, size))
 	must(t, os.Mkdir(point, 0o755))
-	for _, args := range [][]string{
-		{"mkfs.ext4", "-q", "-F", "-O", "quota,project", "-E", "quotatype=prjquota", image},
-		{"mount", "-o", "loop,prjquota", image, point},
-	} {
-		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
-		if err != nil && args[0] == "mount" {
-			t.Skipf("this kernel cannot mount ext4 with project quotas: %s", out)
-		}
-		if err != nil {
-			t.Fatalf("%q: %v: %s", args, err, out)
-		}
+	if text, err := exec.Command(mkfs[0], append(mkfs[1:], image)...).CombinedOutput(); err != nil {
+		t.Fatalf("%q: %v: %s", mkfs, err, text)
+	}
+	if text, err := exec.Command("mount", "-o", "loop,"+options, image, point).CombinedOutput(); err != nil {
+		return "", string(text)
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(point, 0); err != nil {
 			t.Errorf("unmount the filesystem of the test: %v", err)
 		}
 	})
-	return point
+	return point, ""
 }
 
 // fill writes to a volume without CAP_SYS_RESOURCE, which would lift quotas,
@@ -265,8 +274,13 @@ func TestKernelStructs(t *testing.T) {
 }
 
 // New files are of the project of their folder: what makes a quota hold them.
+// XFS keeps projects also where it enforces no quotas.
 func TestProjectIsInherited(t *testing.T) {
-	point := filepath.Join(quotaFS(t), "data")
+	point, out := mountNew(t, 320<<20, []string{"mkfs.xfs", "-q"}, "defaults")
+	if point == "" {
+		t.Skipf("this kernel has no XFS: %s", out)
+	}
+	point = filepath.Join(point, "data")
 	must(t, os.Mkdir(point, 0o755))
 	must(t, setProject(point, firstProject+7))
 	must(t, os.MkdirAll(filepath.Join(point, "a/b"), 0o755))
