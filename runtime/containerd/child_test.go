@@ -209,6 +209,7 @@ func TestKilledShim(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	containerd.Settle(rt) // what starts a shim has its arguments, and ends by itself
 	for _, pid := range shims(t, root) {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
