@@ -57,8 +57,12 @@
 // does not answer for two minutes gets no more containers.
 //
 // Output is written to files by the shim, and indexed and bounded by this
-// program while it has the runtime open: none is lost when it is not, but
-// neither is it bounded until the next Open.
+// program while it has the runtime open: no line is lost within the bound. While
+// no program has it open the files grow without bound, and the next Open cuts
+// them down to it at once. It cannot be otherwise with this shim: it appends to
+// a file that it keeps open, a pipe that nobody reads would stop the container,
+// and a quota would lose lines. Who leaves containers to themselves for long
+// keeps Root on a file system that may fill.
 //
 // # With a daemon
 //
