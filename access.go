@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/orchestrate-go/orchestrate/internal/record"
 	"github.com/orchestrate-go/orchestrate/runtime"
 	"github.com/orchestrate-go/orchestrate/store"
 )
@@ -153,6 +154,11 @@ func (f *Fleet) named(ctx context.Context, name string) ([]Task, error) {
 	if !strings.Contains(name, ".") {
 		if _, err := f.service(ctx, name); err == nil {
 			return nil, nil // it runs nothing
+		}
+		if ns, base := splitName(name); true {
+			if _, found, err := getKey(ctx, f.store, record.Key(record.Jobs, ns, base)); err == nil && found {
+				return nil, nil // nor has it an ended task that is kept
+			}
 		}
 	}
 	return nil, &NameError{"service or task", name}

@@ -19,7 +19,7 @@ import (
 	"github.com/orchestrate-go/orchestrate/store"
 )
 
-// Object is what Apply takes: a [Service], a [Network], or the [Removal] of one.
+// Object is what Apply takes: a [Service], a [Job], a [Network], or the [Removal] of one.
 type Object interface {
 	Validate() error
 	object() string
@@ -176,6 +176,9 @@ func (s Service) stage(ctx context.Context, f *Fleet, b *batch) error {
 		return err
 	}
 	if err := f.checkMetrics(&s); err != nil {
+		return err
+	}
+	if err := b.onlyOne(ctx, f, s.Namespace, s.Name, s.object(), "job", record.Jobs, record.Runs); err != nil {
 		return err
 	}
 	key := record.Key(record.Services, s.Namespace, s.Name)
@@ -442,7 +445,7 @@ func (n Network) stage(ctx context.Context, f *Fleet, b *batch) error {
 	return f.touch(ctx, b, guardNetworks)
 }
 
-// Remove ends services: their tasks are stopped and what belongs to them is
+// Remove ends services and jobs: their tasks are stopped and what belongs to them is
 // deleted, volumes excepted. It returns once that is stored; [Fleet.Wait] of
 // the name returns when nothing is left. A service that does not exist is a
 // [*NameError], and then none is removed.

@@ -31,20 +31,8 @@ func DecodeService(data []byte) (Service, error) {
 	var s Service
 	problems := decode(data, reflect.ValueOf(&s).Elem())
 	s = s.WithDefaults()
-	// What the form made unreadable would only be reported missing.
-	unread := map[string]bool{}
-	for _, p := range problems {
-		unread[p.Path] = true
-	}
-	c := checks{problems: problems}
-	if !unread[""] {
-		for _, p := range s.problems() {
-			if !within(unread, p.Path) {
-				c.problems = append(c.problems, p)
-			}
-		}
-	}
-	if len(c.problems) > 0 {
+	if problems = judged(problems, s.problems); len(problems) > 0 {
+		c := checks{problems: problems}
 		return Service{}, &ValidationError{Object: s.object(), Problems: c.sorted(reflect.ValueOf(s))}
 	}
 	return s, nil

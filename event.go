@@ -38,6 +38,13 @@ const (
 	TaskFailed        EventKind = "task-failed"        // it gave up, and was counted: see Failure
 	TaskGone          EventKind = "task-gone"          // it is over, and nothing of it is left to decide
 	VolumesErased     EventKind = "volumes-erased"     // the volumes of a slot are to be deleted
+	JobApplied        EventKind = "job-applied"        // a job's spec was written: Cause says by whom; Service is its name
+	JobGone           EventKind = "job-removed"        // it was deleted, or expired; its tasks stop
+	JobStarted        EventKind = "job-started"        // a run of it begins
+	JobSucceeded      EventKind = "job-completed"      // enough of its indexes completed
+	JobStopped        EventKind = "job-failed"         // it has failed: see Reason, Message and Failure
+	JobPaused         EventKind = "job-suspended"      // its tasks stop until it is resumed
+	JobResumed        EventKind = "job-resumed"        // it goes on
 	FrontendChanged   EventKind = "frontend-changed"   // a service's addresses or ports
 	NodeLost          EventKind = "node-lost"          // it was silent for so long that its tasks are replaced
 	NodeHeld          EventKind = "node-held"          // it was, but so many were lost at once that it is waited for: see WithLossLimit

@@ -150,7 +150,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 	}
 	defer done()
 	loop, err := control.New(control.Options{
-		Store: f.store, ID: f.opts.id, Scheduler: f.opts.scheduler, Decode: decodeWorkload,
+		Store: f.store, ID: f.opts.id, Scheduler: f.opts.scheduler, Decode: decodeWorkload, DecodeJob: decodeJobWork,
 		Logger: f.opts.logger, LeaseTTL: f.opts.leaseTTL, LostAfter: f.opts.lostAfter,
 		LossLimit:      f.opts.lossLimit.control(),
 		KeepEventsEach: f.opts.keepEach, KeepEvents: f.opts.keepAll,
@@ -171,12 +171,13 @@ func (f *Fleet) beside(ctx context.Context, fence store.Condition) {
 	var wg sync.WaitGroup
 	wg.Go(func() { f.autoscale(ctx, fence) })
 	wg.Go(func() { f.follow(ctx, fence) })
+	wg.Go(func() { f.expire(ctx, fence) })
 	wg.Wait()
 }
 
 // plannerConfig is what the planner decides by, in a rehearsal as when it leads.
 func (f *Fleet) plannerConfig(lazy bool) control.Config {
-	return control.Config{Decode: decodeWorkload, Place: f.opts.scheduler, LostAfter: f.opts.lostAfter, Lazy: lazy}
+	return control.Config{Decode: decodeWorkload, DecodeJob: decodeJobWork, Place: f.opts.scheduler, LostAfter: f.opts.lostAfter, Lazy: lazy}
 }
 
 // Close ends Run and every call under way, and waits for them. It leaves the

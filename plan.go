@@ -176,10 +176,26 @@ func planned(old store.Item, w store.Write) (c PlannedChange, ok bool, err error
 		}
 		return c, true, err
 	}
+	if name, ok := strings.CutPrefix(w.Key, record.Jobs); ok {
+		c.Kind, c.Name = KindJob, name
+		if c.Before, err = jobSpec(old.Value); err == nil {
+			c.After, err = jobSpec(w.Value)
+		}
+		return c, true, err
+	}
 	if !strings.HasPrefix(w.Key, guards) {
 		return c, false, fmt.Errorf("a plan cannot say what writing %s does", w.Key) // and must not do it in silence
 	}
 	return c, false, nil
+}
+
+func jobSpec(value []byte) (json.RawMessage, error) {
+	if value == nil {
+		return nil, nil
+	}
+	var rec record.Job
+	err := json.Unmarshal(value, &rec)
+	return rec.Spec, err
 }
 
 func serviceSpec(value []byte, s *Service) (rec record.Service, err error) {

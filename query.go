@@ -72,7 +72,9 @@ type Task struct {
 	Created   time.Time
 	// State as the node sees it; empty until it has.
 	State State
-	Since time.Time // when State was entered
+	// Attempt is how often its index had failed before, in a task of a job.
+	Attempt int
+	Since   time.Time // when State was entered
 	// Stopping says why the task is to stop: empty unless it is.
 	Stopping   string
 	Restarts   int // of its containers
@@ -365,6 +367,9 @@ func readTask(rec *record.Task, status []byte) (Task, error) {
 	t := Task{
 		ID: rec.ID, Namespace: rec.Namespace, Service: rec.Service, Slot: rec.Slot,
 		Node: rec.Node, Revision: rec.Revision, Created: rec.Created,
+	}
+	if rec.Job != nil {
+		t.Attempt = rec.Job.Attempt
 	}
 	if rec.Stop != nil {
 		t.Stopping = rec.Stop.Reason

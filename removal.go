@@ -3,6 +3,7 @@ package orchestrate
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -13,13 +14,14 @@ import (
 // The kinds of objects.
 const (
 	KindService = "service"
+	KindJob     = "job"
 	KindNetwork = "network"
 )
 
 // Removal is an [Object] that ends another: as [Fleet.Remove] and
 // [Fleet.RemoveNetwork] do, and in one step with what is applied beside it.
 type Removal struct {
-	Kind string // KindService when empty
+	Kind string // KindService or KindJob, whichever has the name, when empty
 	Name string // "NAME", or of a service also "NAMESPACE/NAME"
 }
 
@@ -27,9 +29,9 @@ type Removal struct {
 func (r Removal) Validate() error {
 	var c checks
 	switch r.Kind {
-	case "", KindService, KindNetwork:
+	case "", KindService, KindJob, KindNetwork:
 	default:
-		c.add("kind", r.Kind, "is not a kind of object; use %q or %q", KindService, KindNetwork)
+		c.add("kind", r.Kind, "is not a kind of object; use %q, %q or %q", KindService, KindJob, KindNetwork)
 	}
 	if r.Name == "" {
 		c.add("name", nil, "is missing; name what is to be removed")
@@ -45,6 +47,9 @@ func (r Removal) object() string {
 		return Network{Name: r.Name}.object()
 	}
 	ns, name := splitName(r.Name)
+	if r.Kind == KindJob {
+		return Job{Namespace: ns, Name: name}.object()
+	}
 	return Service{Namespace: ns, Name: name}.object()
 }
 
@@ -53,10 +58,18 @@ func (r Removal) stage(ctx context.Context, f *Fleet, b *batch) error {
 		return r.network(ctx, f, b)
 	}
 	ns, name := splitName(r.Name)
+	if r.Kind == KindJob {
+		return r.job(ctx, f, b)
+	}
 	key := record.Key(record.Services, ns, name)
 	item, found, err := getKey(ctx, f.store, key)
 	if err != nil {
 		return err
+	}
+	if !found && r.Kind == "" {
+		if err := r.job(ctx, f, b); !errors.Is(err, ErrNotFound) {
+			return err
+		}
 	}
 	if !found {
 		return &NameError{KindService, r.Name}
@@ -77,6 +90,25 @@ func (r Removal) stage(ctx context.Context, f *Fleet, b *batch) error {
 	return nil
 }
 
+func (r Removal) job(ctx context.Context, f *Fleet, b *batch) error {
+	ns, name := splitName(r.Name)
+	key := record.Key(record.Jobs, ns, name)
+	item, found, err := getKey(ctx, f.store, key)
+	if err != nil {
+		return err
+	}
+	if !found {
+		return &NameError{KindJob, r.Name}
+	}
+	if b.guarded[key] {
+		return nil // named twice
+	}
+	b.guard(item, key)
+	b.Writes = append(b.Writes, store.Delete(key))
+	b.tell(ctx, record.Event{Kind: record.JobGone, Namespace: ns, Service: name, Reason: record.ReasonRemoved})
+	return nil
+}
+
 func (r Removal) network(ctx context.Context, f *Fleet, b *batch) error {
 	key := record.Key(record.Networks, r.Name)
 	item, found, err := getKey(ctx, f.store, key)
@@ -93,6 +125,15 @@ func (r Removal) network(ctx context.Context, f *Fleet, b *batch) error {
 	for service, s := range b.services {
 		if slices.Contains(s.Networks, r.Name) {
 			users = append(users, service)
+		}
+	}
+	jobs, err := f.store.List(ctx, record.Jobs)
+	if err != nil {
+		return err
+	}
+	for _, item := range jobs.Items {
+		if j, _, err := readJob(item); err == nil && slices.Contains(j.Networks, r.Name) {
+			users = append(users, j.Namespace+"/"+j.Name)
 		}
 	}
 	if len(users) > 0 {
@@ -162,6 +203,8 @@ func decodeObject(kind string, spec json.RawMessage) (Object, error) {
 	switch kind {
 	case KindService:
 		return DecodeService(spec)
+	case KindJob:
+		return DecodeJob(spec)
 	case KindNetwork:
 		var n Network
 		err := json.Unmarshal(spec, &n)

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/orchestrate-go/orchestrate"
 	"github.com/orchestrate-go/orchestrate/internal/record"
 	"github.com/orchestrate-go/orchestrate/runtime"
 	"github.com/orchestrate-go/orchestrate/volume"
@@ -44,6 +45,9 @@ func (m *member) runtimeSpec(ctx context.Context, env environment, id string, at
 	var vars []string
 	for _, k := range slices.Sorted(maps.Keys(c.Env)) {
 		vars = append(vars, k+"="+c.Env[k])
+	}
+	if job := t.rec.Job; job != nil { // the last of a name counts
+		vars = append(vars, orchestrate.EnvAttempt+"="+strconv.Itoa(job.Attempt), orchestrate.EnvIndex+"="+strconv.Itoa(t.rec.Slot))
 	}
 	r := c.Resources
 	return runtime.Spec{

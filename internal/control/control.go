@@ -21,6 +21,8 @@ type Options struct {
 	Scheduler Placer
 	// Decode makes a Workload of a service's record; see Config.
 	Decode func(namespace, name string, rec record.Service, at *record.Revision) (Workload, error)
+	// DecodeJob makes a JobWork of a job's record; see Config.
+	DecodeJob func(namespace, name string, rec record.Job) (JobWork, error)
 	// Logger gets what the planner decides; nil logs nothing.
 	Logger *slog.Logger
 	// LeaseTTL is for how long a dead leader is missed at most; 0 is 10 s.
@@ -79,7 +81,7 @@ func New(opts Options) (*Loop, error) {
 	return &Loop{
 		opts: opts,
 		log:  opts.Logger.With("candidate", opts.ID),
-		config: Config{Decode: opts.Decode, Place: opts.Scheduler, LostAfter: opts.LostAfter, LossLimit: opts.LossLimit,
+		config: Config{Decode: opts.Decode, DecodeJob: opts.DecodeJob, Place: opts.Scheduler, LostAfter: opts.LostAfter, LossLimit: opts.LossLimit,
 			KeepEventsEach: opts.KeepEventsEach, KeepEvents: opts.KeepEvents},
 	}, nil
 }
@@ -219,7 +221,7 @@ func (l *Loop) tell(events []Event) {
 	for _, e := range events {
 		level := slog.LevelInfo
 		switch e.Kind {
-		case TaskFailed, TaskUnplaced, RolloutStopped, RollbackStopped, NodeLost, NodeHeld, RecordIgnored:
+		case TaskFailed, TaskUnplaced, RolloutStopped, RollbackStopped, JobStopped, NodeLost, NodeHeld, RecordIgnored:
 			level = slog.LevelWarn
 		case TaskDeleted, FrontendChanged:
 			level = slog.LevelDebug

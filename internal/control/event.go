@@ -28,6 +28,11 @@ const (
 	RollbackStarted   EventKind = "rollback-started"   // that failed, and an earlier revision is made true again: Revision
 	RollbackSucceeded EventKind = "rollback-completed" // it is
 	RollbackStopped   EventKind = "rollback-failed"    // it could not be
+	JobStarted        EventKind = "job-started"        // a run of a job begins
+	JobSucceeded      EventKind = "job-completed"      // as many of its indexes completed as are to
+	JobStopped        EventKind = "job-failed"         // it has failed: Reason and Failure say why
+	JobSuspended      EventKind = "job-suspended"      // its tasks stop until it is resumed
+	JobResumed        EventKind = "job-resumed"        // it goes on
 	FrontendChanged   EventKind = "frontend-changed"   // a service's addresses or ports
 	ServiceGone       EventKind = "service-gone"       // nothing is left of a service that was removed
 	VolumesErased     EventKind = "volumes-erased"     // the volumes of a slot are to be deleted

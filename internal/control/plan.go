@@ -59,6 +59,10 @@ func (s *State) inOrder() []*service {
 func (s *State) plan(svc *service, p *Plan) {
 	s.timers.set(&svc.timer, time.Time{})
 	delete(s.hungry, svc)
+	if svc.job != nil && svc.spec == 0 {
+		s.planJob(svc, p)
+		return
+	}
 	if svc.spec == 0 {
 		s.remove(svc, p)
 		return
@@ -131,19 +135,24 @@ func (s *State) plan(svc *service, p *Plan) {
 	for _, t := range v.fenced {
 		w.fence(t)
 	}
-	for _, t := range placed.victims {
-		cause := w.cause
-		cause.Actor, cause.Trigger = record.ActorPlanner, "task/"+placed.makesRoom[t]
-		victim := &writer{plan: p, service: t.service, now: s.now, cause: cause}
-		// Its own service, less important and so yet to be planned, must not
-		// stop it once more.
-		t.rec.Stop = victim.stop(stop{t, record.ReasonPreempted})
-	}
+	w.preempt(&placed)
 	for _, t := range v.removes {
 		w.remove(t)
 	}
 	if st := svc.work.Stateful; st != nil && st.EraseScaled {
 		s.erase(w, svc, true, svc.work.Replicas)
+	}
+}
+
+// preempt stops the tasks that what was placed needs the room of.
+func (w *writer) preempt(placed *placement) {
+	for _, t := range placed.victims {
+		cause := w.cause
+		cause.Actor, cause.Trigger = record.ActorPlanner, "task/"+placed.makesRoom[t]
+		victim := &writer{plan: w.plan, service: t.service, now: w.now, cause: cause}
+		// Its own service, less important and so yet to be planned, must not
+		// stop it once more.
+		t.rec.Stop = victim.stop(stop{t, record.ReasonPreempted})
 	}
 }
 
@@ -353,6 +362,8 @@ func (w *writer) remove(t *task) {
 	switch {
 	case t.rec.Stop != nil:
 		e.Reason = t.rec.Stop.Reason
+	case t.over() && t.status.State == record.Completed:
+		e.Reason = record.ReasonFinished
 	case t.over():
 		e.Reason = record.ReasonFailed
 	default:

@@ -20,6 +20,9 @@ type Config struct {
 	// is not nil, its template, hash and revision take the place of the
 	// record's own: it is one of its History.
 	Decode func(namespace, name string, rec record.Service, at *record.Revision) (Workload, error)
+	// DecodeJob makes a JobWork of a job's record. It must be pure. A record that
+	// it refuses fails that job's run and nothing else; nil refuses all.
+	DecodeJob func(namespace, name string, rec record.Job) (JobWork, error)
 	// Place finds nodes; see Placer.
 	Place Placer
 	// LostAfter is how long a node may be silent before its tasks are replaced.
@@ -94,6 +97,7 @@ type service struct {
 	frontend *record.Frontend
 	// directive is the last that the application gave; nil if none.
 	directive *record.Directive
+	job       *job // nil unless the name is a job's; then there is no spec
 	// As they are in the store, to see whether they change.
 	rolloutRaw, frontendRaw []byte
 
@@ -166,7 +170,7 @@ func (s *State) Revision() int64 { return s.revision }
 // refers to something comes after it.
 var loadOrder = [...]string{
 	record.Nodes, record.NodeSpecs, record.Alive, record.Networks, record.Scales, record.Evictions,
-	record.Services, record.Directives, record.Rollouts, record.Frontends, record.Volumes, record.Tasks, record.Statuses, record.Oblivion,
+	record.Jobs, record.Runs, record.Services, record.Directives, record.Rollouts, record.Frontends, record.Volumes, record.Tasks, record.Statuses, record.Oblivion,
 }
 
 // Load takes in a snapshot of the whole store. The state must be new.
@@ -235,6 +239,10 @@ func (s *State) change(c store.Change) {
 		err = s.changeService(rest, c)
 	case record.Directives:
 		err = s.changeDirective(rest, c)
+	case record.Jobs:
+		err = s.changeJob(rest, c)
+	case record.Runs:
+		err = s.changeRun(rest, c)
 	case record.Rollouts:
 		err = s.changeRollout(rest, c)
 	case record.Frontends:
@@ -332,7 +340,7 @@ func (s *State) service(key string) (*service, error) {
 
 // forget drops the entry of a name of which nothing is left.
 func (s *State) forget(svc *service) {
-	if svc.spec != 0 || len(svc.tasks)+len(svc.volumes) > 0 || svc.rollout != nil || svc.frontend != nil || svc.scale != nil || svc.directive != nil {
+	if svc.spec != 0 || len(svc.tasks)+len(svc.volumes) > 0 || svc.rollout != nil || svc.frontend != nil || svc.scale != nil || svc.directive != nil || svc.job != nil {
 		return
 	}
 	delete(s.services, svc.key)

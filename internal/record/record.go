@@ -205,6 +205,9 @@ type Task struct {
 	// task. It may change.
 	Next *Next `json:"next,omitempty"`
 
+	// Job is set in tasks of a job, whose name is Service, whose run is Revision,
+	// and of which the task is the index Slot.
+	Job *JobTask `json:"job,omitempty"`
 	// Stop, when set, tells the agent to stop the task. It is never unset.
 	Stop *Stop `json:"stop,omitempty"`
 }
