@@ -35,6 +35,10 @@ say "a database as a stateful service, on real containers"
 CGO_ENABLED=0 go build -trimpath -ldflags=-s -o .cache/bin/database ./examples/database
 .cache/bin/database || status=1
 
+say "a thousand short tasks as one job, on real containers"
+CGO_ENABLED=0 go build -trimpath -ldflags=-s -o .cache/bin/batch ./examples/batch
+.cache/bin/batch || status=1
+
 .cache/bin/leftovers -check .cache/before.json || status=1
 if [ $status = 0 ]; then say "all passed, and nothing is left on the machine"; fi
 exit $status
