@@ -49,7 +49,7 @@ func (f *Fleet) Destroy(ctx context.Context) error {
 	return nil
 }
 
-// removeServices removes all services, and waits for their ends and those of
+// removeServices removes all services and jobs, and waits for their ends and those of
 // services that were removed before.
 func (f *Fleet) removeServices(ctx context.Context) error {
 	services, err := f.List(ctx, "")
@@ -63,6 +63,13 @@ func (f *Fleet) removeServices(ctx context.Context) error {
 	var names []string
 	for _, s := range services {
 		names = append(names, s.Namespace+"/"+s.Name)
+	}
+	jobs, err := f.Jobs(ctx, "")
+	if err != nil {
+		return err
+	}
+	for _, j := range jobs {
+		names = append(names, j.Namespace+"/"+j.Name)
 	}
 	if err := f.Remove(ctx, names...); err != nil {
 		return err
