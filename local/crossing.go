@@ -16,8 +16,10 @@ import (
 )
 
 // crossing is where the nodes of a machine meet that share its balancer and its
-// names. Each says what it knows of all endpoints; of an endpoint the word of
-// the node that runs it counts, since only that one knows at once.
+// names. Each says what it knows of all endpoints, and what one knows holds: they
+// learn of a change one after another, and in between nothing may be missing.
+// But an endpoint that its own node takes away is gone at once, whatever the
+// others have yet to hear.
 type crossing struct {
 	balancer network.Balancer
 	names    node.Resolver
@@ -26,6 +28,9 @@ type crossing struct {
 
 	mu    sync.Mutex // guards what follows
 	owner map[netip.Addr]string
+	// withdrawn are addresses that their nodes have taken away, with the nodes
+	// that have not been heard since without them.
+	withdrawn map[netip.Addr]map[string]bool
 	views map[string]*view // of the nodes whose agents run
 	moved chan struct{}    // closed and made anew when a view is known, or a node comes or goes
 }
@@ -40,7 +45,8 @@ type view struct {
 func newCrossing(b network.Balancer, names node.Resolver) *crossing {
 	return &crossing{
 		balancer: b, names: names,
-		owner: map[netip.Addr]string{}, views: map[string]*view{}, moved: make(chan struct{}),
+		owner: map[netip.Addr]string{}, withdrawn: map[netip.Addr]map[string]bool{},
+		views: map[string]*view{}, moved: make(chan struct{}),
 	}
 }
 
@@ -63,6 +69,9 @@ func (c *crossing) leave(name string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.views, name)
+	for a := range c.withdrawn {
+		c.heard(name, a)
+	}
 	c.move()
 }
 
@@ -84,7 +93,61 @@ func (c *crossing) own(name string, addresses []netip.Prefix) {
 	defer c.mu.Unlock()
 	for _, a := range addresses {
 		c.owner[a.Addr()] = name
+		delete(c.withdrawn, a.Addr()) // if it was another task's
 	}
+}
+
+// heard notes that a node does not name a withdrawn address any more. c.mu is
+// held.
+func (c *crossing) heard(name string, a netip.Addr) {
+	delete(c.withdrawn[a], name)
+	if len(c.withdrawn[a]) == 0 {
+		delete(c.withdrawn, a)
+	}
+}
+
+// take makes rules what a node knows, and sees what it has taken away. A node that
+// has just started takes away all of its own that it does not name. c.mu is held.
+func (c *crossing) take(name string, v *view, rules []network.Rule) {
+	names := map[netip.Addr]bool{}
+	for _, r := range rules {
+		for _, e := range r.Endpoints {
+			names[e.Addr()] = true
+		}
+	}
+	withdraw := func(a netip.Addr) {
+		waits := map[string]bool{}
+		for other := range c.views {
+			if other != name {
+				waits[other] = true
+			}
+		}
+		c.withdrawn[a] = waits
+	}
+	if v.known {
+		for _, r := range v.rules {
+			for _, e := range r.Endpoints {
+				if a := e.Addr(); c.owner[a] == name && !names[a] {
+					withdraw(a)
+				}
+			}
+		}
+	} else {
+		for a, owner := range c.owner {
+			if owner == name && !names[a] {
+				withdraw(a)
+			}
+		}
+	}
+	for a := range c.withdrawn {
+		switch {
+		case c.owner[a] == name && names[a]:
+			delete(c.withdrawn, a)
+		case c.owner[a] != name && !names[a]:
+			c.heard(name, a)
+		}
+	}
+	v.rules = rules
 }
 
 // program takes a node's rules and makes those of all nodes true. It waits until
@@ -97,7 +160,7 @@ func (c *crossing) program(ctx context.Context, name string, rules []network.Rul
 		c.mu.Unlock()
 		return context.Canceled // its agent has ended
 	}
-	v.rules = rules
+	c.take(name, v, rules)
 	if !v.known {
 		v.known = true
 		c.move()
@@ -147,12 +210,6 @@ func (c *crossing) allKnown() bool {
 	return true
 }
 
-// believed reports whether what a node says of an address counts. c.mu is held.
-func (c *crossing) believed(name string, a netip.Addr) bool {
-	owner := c.owner[a]
-	return owner == name || c.views[owner] == nil
-}
-
 // order returns the nodes that run, the one that asks first. c.mu is held.
 func (c *crossing) order(first string) []string {
 	var names []string
@@ -184,7 +241,7 @@ func frontendOf(r network.Rule) frontend {
 }
 
 // mergeRules is what all nodes know together: every frontend that one of them
-// has, each with the endpoints that their own nodes name. c.mu is held.
+// has, each with every endpoint but the withdrawn. c.mu is held.
 func (c *crossing) mergeRules(first string) []network.Rule {
 	var merged []network.Rule
 	index := map[frontend]int{}
@@ -199,7 +256,7 @@ func (c *crossing) mergeRules(first string) []network.Rule {
 				merged = append(merged, own)
 			}
 			for _, e := range r.Endpoints {
-				if c.believed(name, e.Addr()) && !slices.Contains(merged[i].Endpoints, e) {
+				if c.withdrawn[e.Addr()] == nil && !slices.Contains(merged[i].Endpoints, e) {
 					merged[i].Endpoints = append(merged[i].Endpoints, e)
 				}
 			}
@@ -244,7 +301,7 @@ func (c *crossing) mergeZones(first string) []node.Zone {
 					order = append(order, key)
 				}
 				for _, t := range s.Tasks {
-					if len(t.Addresses) > 0 && c.believed(name, t.Addresses[0]) {
+					if len(t.Addresses) > 0 && c.withdrawn[t.Addresses[0]] == nil {
 						services[key].Tasks = append(services[key].Tasks, t)
 					}
 				}

@@ -96,8 +96,8 @@ func (l *steady) stop() (sent int64, rate float64) {
 }
 
 // Not one request fails, and none is sent twice, while a service that is well is
-// changed in every way there is: rolling updates, a drain of one of two nodes, a
-// rollback.
+// changed in every way there is: rolling updates, a canary, a second set in place
+// of the first, a drain of one of two nodes, a rollback.
 func TestSteadyLoad(t *testing.T) {
 	f := openFleet(t, WithNode("a", nil), WithNodes("b"))
 	s := service("web", 4)
@@ -127,6 +127,14 @@ func TestSteadyLoad(t *testing.T) {
 	for n := range 10 {
 		step(fmt.Sprintf("rolling update %d", n+1), func() error { return f.Apply(t.Context(), version(n)) })
 	}
+	canary := version(10)
+	canary.Update.Strategy = orchestrate.CanaryUpdate
+	canary.Update.Canary.Bake = 300 * time.Millisecond
+	step("canary", func() error { return f.Apply(t.Context(), canary) })
+	blueGreen := version(11)
+	blueGreen.Update.Strategy = orchestrate.BlueGreenUpdate
+	blueGreen.Update.BlueGreen.Bake = 300 * time.Millisecond
+	step("blue/green", func() error { return f.Apply(t.Context(), blueGreen) })
 	step("drain", func() error { return f.Drain(t.Context(), "b") })
 	if got := perNode(t, f, "web"); got["a"] != 4 {
 		t.Errorf("tasks by node after the drain of b: got %v, want all 4 on a", got)
