@@ -102,7 +102,8 @@ func TestSteadyLoad(t *testing.T) {
 	f := openFleet(t, WithNode("a", nil), WithNodes("b"))
 	s := service("web", 4)
 	s.Ports[0].Published = 8081
-	s.DrainDelay = 200 * time.Millisecond
+	s.DrainDelay = 0 // the default
+	s.Update.Parallelism = "50%"
 	up(t, f, s)
 	addresses := []string{"127.0.0.1:8081", at(hostIPv4.Addr(), 8081), at(hostIPv6.Addr(), 8081)}
 	for _, a := range virtual(t, f, "web") {
