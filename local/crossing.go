@@ -31,8 +31,8 @@ type crossing struct {
 	// withdrawn are addresses that their nodes have taken away, with the nodes
 	// that have not been heard since without them.
 	withdrawn map[netip.Addr]map[string]bool
-	views map[string]*view // of the nodes whose agents run
-	moved chan struct{}    // closed and made anew when a view is known, or a node comes or goes
+	views     map[string]*view // of the nodes whose agents run
+	moved     chan struct{}    // closed and made anew when a view is known, or a node comes or goes
 }
 
 // view is what a node knows.
