@@ -34,6 +34,7 @@ const (
 	RollbackStopped   EventKind = "rollback-failed"    // it could not be
 	TaskPlaced        EventKind = "task-placed"        // it has a node: see Decision
 	TaskUnplaced      EventKind = "task-unplaced"      // replicas have no place: see Decision and Message
+	TaskResized       EventKind = "task-resized"       // it gets other resources while it runs
 	TaskStopping      EventKind = "task-stopping"      // it was told to stop: see Reason
 	TaskFailed        EventKind = "task-failed"        // it gave up, and was counted: see Failure
 	TaskGone          EventKind = "task-gone"          // it is over, and nothing of it is left to decide

@@ -244,6 +244,7 @@ func decodeWorkload(namespace, name string, rec record.Service, at *record.Revis
 		Revision: rec.Revision, Hash: rec.Hash, Template: template,
 		Request:  request,
 		Networks: s.Networks,
+		Shape:    s.Template.shape(),
 		Images:   nextImages(&s.Template), Unpinned: unpinned(rec.Unresolved),
 		Update: control.Update{
 			Parallelism:      s.Update.Parallelism.control(),

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -241,4 +242,14 @@ func nextImages(t *Template) []record.NextImage {
 		}
 	}
 	return images
+}
+
+// shape identifies what of t cannot be changed while a task runs: all but the
+// resources of its containers. t is pinned.
+func (t Template) shape() string {
+	t = clone(reflect.ValueOf(t)).Interface().(Template)
+	for _, c := range allContainers(&t) {
+		c.Resources = Resources{}
+	}
+	return t.Hash()
 }

@@ -122,6 +122,7 @@ func newWorld(t *testing.T, nodes int, opts ...orchestrate.Option) *world {
 		}
 		w.store.Close()
 	})
+	synctest.Wait() // the nodes have joined
 	return w
 }
 

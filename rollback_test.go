@@ -26,7 +26,7 @@ func stopFirst(image string) orchestrate.Service {
 func TestWaitTellsOfTheRollback(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, rt, _ := open(t)
-		rt.SetImage("img:missing", runtimememory.Image{PullErr: runtime.ErrImageNotFound})
+		rt.SetImage("img:missing", runtimememory.Image{Program: runtimememory.Program{StartErr: runtimememory.ErrCommandNotFound, StartErrPermanent: true}}) // pulled before anything stops, and then of no use
 
 		// There is nothing to go back to.
 		mustApply(t, f, stopFirst("missing"))
@@ -43,8 +43,8 @@ func TestWaitTellsOfTheRollback(t *testing.T) {
 			t.Fatalf("%v; want that revision 2 was rolled back to after that", r)
 		}
 		var failed *orchestrate.RolloutError
-		if !errors.As(r.Err(), &failed) || r.Revision != 3 || r.Failure == nil || r.Failure.Kind != orchestrate.FailedImage {
-			t.Errorf("%v with error %v and failure %+v; want that revision 3 failed for its image", r, r.Err(), r.Failure)
+		if !errors.As(r.Err(), &failed) || r.Revision != 3 || r.Failure == nil || r.Failure.Kind != orchestrate.FailedStart {
+			t.Errorf("%v with error %v and failure %+v; want that revision 3 failed for its command", r, r.Err(), r.Failure)
 		}
 		if !strings.HasSuffix(r.String(), "; rollback to revision 2: completed") {
 			t.Errorf("the result reads %q, want that it ends with the rollback", r)
@@ -84,8 +84,8 @@ func TestRollbackIsSuperseded(t *testing.T) {
 		f, rt, _ := open(t)
 		mustApply(t, f, stopFirst("good"))
 		mustEnd(t, f, "web", orchestrate.RolloutCompleted)
-		rt.SetImage("img:missing", runtimememory.Image{PullErr: runtime.ErrImageNotFound})
-		rt.SetImage("img:good", runtimememory.Image{PullTime: time.Hour}) // as after a clean-up of the node
+		rt.SetImage("img:missing", runtimememory.Image{Program: runtimememory.Program{StartErr: runtimememory.ErrCommandNotFound, StartErrPermanent: true}}) // pulled before anything stops, and then of no use
+		rt.SetImage("img:good", runtimememory.Image{PullTime: time.Hour})                                                                                    // as after a clean-up of the node
 		mustApply(t, f, stopFirst("missing"))
 		results := make(chan orchestrate.Result, 1)
 		go func() {
@@ -117,7 +117,7 @@ func TestRollbackIsSuperseded(t *testing.T) {
 func TestPauseAndContinue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, rt, _ := open(t)
-		rt.SetImage("img:missing", runtimememory.Image{PullErr: runtime.ErrImageNotFound})
+		rt.SetImage("img:missing", runtimememory.Image{Program: runtimememory.Program{StartErr: runtimememory.ErrCommandNotFound, StartErrPermanent: true}}) // pulled before anything stops, and then of no use
 		for action, reason := range map[orchestrate.FailureAction]orchestrate.Reason{
 			orchestrate.Pause: orchestrate.ReasonFailures, orchestrate.Continue: orchestrate.ReasonDeadline,
 		} {

@@ -355,3 +355,36 @@ func TestStopFirstPullsBefore(t *testing.T) {
 		t.Errorf("with an image that is not there the processes are %v, want those from before, %v", got, pids)
 	}
 }
+
+// Other resources restart nothing: the same process has the new limits.
+func TestResourcesChangeInPlace(t *testing.T) {
+	f := openFleet(t)
+	s := service("app", 2)
+	s.Containers[0].Resources = orchestrate.Resources{CPULimit: 500, MemoryLimit: 64 * orchestrate.MiB}
+	apply(t, f, s)
+	completed(t, f, "app")
+	pids := pidsOf(t, f, "app")
+	limits := func(what string, memory int64) {
+		t.Helper()
+		if got := pidsOf(t, f, "app"); !slices.Equal(got, pids) {
+			t.Errorf("%s: the processes are %v, want those from before, %v", what, got, pids)
+		}
+		tasks, err := f.Tasks(t.Context(), "app")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, task := range tasks {
+			if stats, err := f.Stats(t.Context(), task.ID, ""); err != nil || stats.MemoryLimit != memory {
+				t.Errorf("%s: the memory limit of %s is %d, %v; want %d", what, task.ID, stats.MemoryLimit, err, memory)
+			}
+		}
+	}
+	s.Containers[0].Resources = orchestrate.Resources{CPULimit: 250, MemoryLimit: 96 * orchestrate.MiB}
+	apply(t, f, s)
+	completed(t, f, "app")
+	limits("raised", 96*orchestrate.MiB)
+	s.Containers[0].Resources = orchestrate.Resources{CPULimit: 250, MemoryLimit: 48 * orchestrate.MiB}
+	apply(t, f, s)
+	completed(t, f, "app")
+	limits("lowered", 48*orchestrate.MiB)
+}

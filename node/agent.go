@@ -303,9 +303,10 @@ func (a *Agent) registerOnce(ctx context.Context, started time.Time) error {
 	a.mu.Unlock()
 	// Past the outbox: the lease proves nothing to anybody before this is in the
 	// store. A lease's ID may come again in a store that was opened anew.
+	_, resizes := a.opts.Runtime.(runtime.Updater)
 	rec := record.Node{
-		Fetches: true,
-		Node:    a.opts.Node, Version: a.opts.Version, Started: started, Address: a.opts.Address,
+		Fetches: true, Resizes: resizes,
+		Node: a.opts.Node, Version: a.opts.Version, Started: started, Address: a.opts.Address,
 		Registration: fmt.Sprintf("%s@%d", lease.ID(), sent.UnixNano()), Fence: a.tenure.promise(lease.TTL()),
 	}
 	data, err := json.Marshal(rec)

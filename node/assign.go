@@ -236,8 +236,11 @@ func (a *Agent) assign(ctx context.Context, rec record.Task, found *prior) {
 	a.meter.set(rec.ID, rec.Measure)
 	if rec.Stop != nil {
 		t.stop()
-	} else if rec.Next != nil {
-		t.fetch(ctx, rec.Next)
+	} else {
+		t.resize(ctx, &rec)
+		if rec.Next != nil {
+			t.fetch(ctx, rec.Next)
+		}
 	}
 }
 

@@ -237,6 +237,7 @@ func (m *member) start(ctx context.Context, env environment, background *sync.Wa
 	m.changed = make(chan struct{})
 	m.since, m.running, m.pid = time.Now().UTC(), true, pid
 	t.mu.Unlock()
+	m.catchUp(ctx, spec.Labels[runtime.LabelHash])
 	m.probe(id, false)
 	if len(before) > 0 {
 		background.Go(func() { m.bury(ctx, before, attempt) })

@@ -49,17 +49,17 @@ func (m *member) runtimeSpec(ctx context.Context, env environment, id string, at
 	if job := t.rec.Job; job != nil { // the last of a name counts
 		vars = append(vars, orchestrate.EnvAttempt+"="+strconv.Itoa(job.Attempt), orchestrate.EnvIndex+"="+strconv.Itoa(t.rec.Slot))
 	}
-	r := c.Resources
+	t.mu.Lock()
+	r, hash := m.resources()
+	t.mu.Unlock()
+	labels[runtime.LabelHash] = hash
 	return runtime.Spec{
 		ID: id, Labels: labels, Image: c.Image,
 		Entrypoint: c.Entrypoint, Args: c.Command, Env: vars, Dir: c.Dir, User: c.User,
 		Hostname: hostname, NetNS: env.namespace, HostNetwork: t.tmpl.HostNetwork,
-		Mounts: mounts,
-		Resources: runtime.Resources{
-			CPU: r.CPULimit, CPUShares: r.CPU, CPUSet: r.CPUSet,
-			Memory: r.MemoryLimit, MemoryRequest: r.Memory, Pids: max(r.Pids, 0),
-		},
-		Security: c.Security, Ulimits: c.Ulimits, Sysctls: c.Sysctls, Devices: c.Devices,
+		Mounts:    mounts,
+		Resources: runtimeResources(r),
+		Security:  c.Security, Ulimits: c.Ulimits, Sysctls: c.Sysctls, Devices: c.Devices,
 		Group: t.rec.ID, Logs: c.Logs, Terminal: c.Terminal,
 	}, nil
 }

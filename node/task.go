@@ -53,6 +53,10 @@ type task struct {
 	ready        bool // wants traffic
 	held         holdings
 
+	bounds     bounds     // instead of the template's, once they were changed
+	resizing   string     // hash of the bounds that are being set, or were
+	resizeTurn sync.Mutex // held by what sets them; taken before mu
+
 	fetching string // hash of the Next that is under way, or was
 	endFetch func() // ends that
 }

@@ -251,6 +251,10 @@ func (v *view) roll() {
 		if budget <= 0 {
 			return
 		}
+		if v.resize(s) {
+			budget--
+			continue
+		}
 		if extra < p.surge {
 			v.startIn(s.number, nil)
 			extra++
@@ -276,6 +280,8 @@ func (v *view) roll() {
 // outdatedBy is the reason for which an outdated task is stopped.
 func (v *view) outdatedBy(t *task) string {
 	switch {
+	case t.refused() && !t.node.leaving() && v.rollout.Rollback == nil:
+		return record.ReasonUpdated
 	case t.rec.Hash == v.work.Hash || v.anyTemplate && !v.held(t) || v.spared(t.rec.Slot):
 		return record.ReasonDrained
 	case v.rollout.Rollback != nil:

@@ -18,6 +18,7 @@ type EventKind = record.EventKind
 const (
 	TaskPlaced        EventKind = "task-placed"        // a task has a node
 	TaskUnplaced      EventKind = "task-unplaced"      // no node fits; Message says why
+	TaskResized       EventKind = "task-resized"       // it gets other resources while it runs
 	TaskStopping      EventKind = "task-stopping"      // a task was told to stop
 	TaskFailed        EventKind = "task-failed"        // a task gave up, and was counted
 	TaskDeleted       EventKind = "task-gone"          // a task's record was deleted: it is over

@@ -3,6 +3,7 @@ package control
 import (
 	"cmp"
 	"slices"
+	"time"
 
 	"github.com/orchestrate-go/orchestrate/internal/record"
 	"github.com/orchestrate-go/orchestrate/scheduler"
@@ -166,13 +167,13 @@ func (v *view) task(st start, id, node string) record.Task {
 	if st.work != nil {
 		w = st.work
 	}
-	t := record.Task{Revision: w.Revision, Hash: w.Hash, Template: w.Template, Request: w.Request}
+	t := record.Task{Revision: w.Revision, Hash: w.Hash, Shape: w.Shape, Template: w.Template, Request: w.Request}
 	if st.from != nil {
 		t = st.from.rec
 	}
 	t.ID, t.Node, t.Slot = id, node, st.slot
 	t.Namespace, t.Service = v.work.Namespace, v.work.Name
-	t.Created, t.Stop, t.Next, t.Frontend = v.now, nil, nil, v.work.fronted()
+	t.Created, t.Stop, t.Next, t.Resized, t.Frontend = v.now, nil, nil, time.Time{}, v.work.fronted()
 	t.Epoch = v.epoch
 	t.Measure = v.work.Measure
 	if st.from != nil && !t.Created.After(st.from.rec.Created) {

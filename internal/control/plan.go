@@ -89,6 +89,7 @@ func (s *State) plan(svc *service, p *Plan) {
 	var frontend *record.Frontend
 	frontend, v.blocked = s.front(svc, v.work, invalid)
 	fronts := v.work
+	v.adopt = func(t *task) bool { return s.adopt(t, v.work) }
 	v.decide()
 	if now := v.fronts(); now != fronts {
 		if f, blocked := s.front(svc, now, nil); blocked == nil {
@@ -124,6 +125,11 @@ func (s *State) plan(svc *service, p *Plan) {
 		w.place(&placed.tasks[i], w.whyStart(v, &placed.tasks[i]), placed.decisions[placed.tasks[i].ID])
 	}
 	w.measure(v, v.work.Measure)
+	for _, t := range v.resizes {
+		if !v.told[t] {
+			w.resize(t, v.work)
+		}
+	}
 	for _, t := range v.fetches {
 		if !v.told[t] {
 			w.fetch(t, v.work)

@@ -45,6 +45,7 @@ func (v *view) decide() {
 	v.progress(st)
 	hopeless := v.count()
 	hopeless = v.misfetched() || hopeless
+	hopeless = v.choked() || hopeless
 	if v.attempt().State == record.Progressing {
 		v.judge(st, hopeless)
 		if v.turnBack() {

@@ -134,7 +134,7 @@ func (t *task) available() bool {
 
 // settled reports whether the task has been available for as long as d.
 func (t *task) settled(d time.Duration, now time.Time) bool {
-	return t.available() && !t.since.Add(d).After(now)
+	return t.available() && t.inForce() && !t.since.Add(d).After(now)
 }
 
 // NewState returns a view of an empty store.
@@ -445,7 +445,11 @@ func (s *State) changeTask(key string, c store.Change) error {
 	if t := s.tasks[key]; t != nil {
 		// What it is never changes; svc.tasks is sorted by it.
 		rec.Namespace, rec.Service, rec.Slot = t.rec.Namespace, t.rec.Service, t.rec.Slot
+		other := t.rec.Hash != rec.Hash
 		t.rec = rec
+		if other {
+			s.rebind(t)
+		}
 		s.mark(t.service)
 		return nil
 	}
@@ -518,7 +522,10 @@ func (s *State) changeStatus(key string, c store.Change) error {
 		if st.Ready.Before(s.now) && !st.Ready.IsZero() {
 			t.since = st.Ready
 		}
-	case old == nil || old.State != record.Ready || !old.Ready.Equal(st.Ready):
+		if st.InForceSince.After(t.since) && st.InForceSince.Before(s.now) {
+			t.since = st.InForceSince
+		}
+	case old == nil || old.State != record.Ready || !old.Ready.Equal(st.Ready) || old.InForce != st.InForce:
 		t.since = s.now
 	}
 	if t.over() {

@@ -150,6 +150,10 @@ func (v *view) rollSlots() {
 	}
 	budget := p.parallel - (v.work.Replicas - settled - len(candidates))
 	for _, s := range candidates {
+		if budget > 0 && v.resize(s) {
+			budget--
+			continue
+		}
 		if s.available > 0 {
 			if budget <= 0 || serving-1 < v.floor(v.bestOutdated(s), p) {
 				return

@@ -32,6 +32,8 @@ type view struct {
 	slots   []slot
 	told    map[*task]bool // who is in stops
 	started map[int]bool   // which slots are in starts
+	// adopt has a task take what one of work takes, if there is room.
+	adopt func(*task) bool
 	// rehearsed says that nobody answers for a node; see fetched.
 	rehearsed bool
 	// anyTemplate makes tasks of every template as good as wanted.
@@ -50,6 +52,7 @@ type steps struct {
 	fenced  []*task   // that have stopped without saying so; see fence
 	removes []*task   // whose records are to be deleted
 	failed  []*task   // that were counted as failures
+	resizes []*task   // that are changed in place
 	fetches []*task   // whose agents are asked for what comes after them
 	wake    time.Time // when to look again, if nothing happens; zero is never
 }
@@ -98,6 +101,9 @@ func (v *view) wanted(t *task) bool {
 	if v.global != nil && v.global.node[t.rec.Slot] != t.node.id || v.work.Stateful != nil && !t.rec.Fenced() {
 		return false
 	}
+	if t.refused() && !v.anyTemplate {
+		return false
+	}
 	return (v.anyTemplate && !v.held(t) || t.rec.Hash == v.work.Hash || v.spared(t.rec.Slot)) && !t.leaving()
 }
 
@@ -144,7 +150,7 @@ func (v *view) settles(t *task) bool {
 	if t.settled(v.work.Update.Monitor, v.now) {
 		return true
 	}
-	if t.available() {
+	if t.available() && t.inForce() {
 		v.wakeAt(t.since.Add(v.work.Update.Monitor))
 	}
 	return false

@@ -74,6 +74,7 @@ func (v *view) firstPhase() record.Phase {
 func (v *view) split() (base, trial *view) {
 	b, t := *v, *v
 	b.steps, t.steps = steps{}, steps{}
+	b.adopt, t.adopt = nil, nil // what is tried is tried beside the old
 	b.whole, t.whole = v, v
 	b.tasks, b.slots, b.work, b.anyTemplate = nil, nil, v.last, true
 	size := *v.work

@@ -46,6 +46,9 @@ type Workload struct {
 	// how many connections there are to the service; 0 is never.
 	Measure, MeasureFrontend time.Duration
 
+	// Shape is the hash of the template without resources: a task of the same
+	// Shape may be changed in place. Empty has every task replaced.
+	Shape string
 	// Images are what its containers run.
 	Images []record.NextImage
 	// Unpinned, when not empty, says why it is not known yet what an image

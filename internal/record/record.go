@@ -144,6 +144,9 @@ type Node struct {
 
 	// Fetches says that the agent heeds Task.Next.
 	Fetches bool `json:"fetches,omitempty"`
+	// Resizes says that it can change the resources of containers that run, as
+	// Task.Resized asks for.
+	Resizes bool `json:"resizes,omitempty"`
 
 	// Registration is another each time the node's lease is a new one. Only a
 	// registered agent starts tasks that are fenced.
@@ -200,6 +203,13 @@ type Task struct {
 	// Measure is how often the agent reports what the task uses; 0 is never.
 	// It may change.
 	Measure time.Duration `json:"measure,omitempty"`
+
+	// Shape is the hash of the template without what can be changed while the
+	// task runs: its containers' resources.
+	Shape string `json:"shape,omitempty"`
+	// Resized is when Revision, Hash, Template and Request were last changed to
+	// those of another revision of the same Shape; zero if never.
+	Resized time.Time `json:"resized,omitzero"`
 
 	// Next, when set, is what the agent is to have ready of what comes after the
 	// task. It may change.
@@ -271,6 +281,14 @@ type Status struct {
 	// Addresses by network.
 	Addresses  map[string][]netip.Addr `json:"addresses,omitempty"`
 	Containers []ContainerStatus       `json:"containers,omitempty"`
+
+	// InForce is the Hash of the record whose resources the containers have been
+	// given while they ran, the last time that was asked for, and InForceSince
+	// when that was done. Refused is the Hash of one whose resources could not
+	// be set: those from before are in force.
+	InForce      string    `json:"inForce,omitempty"`
+	InForceSince time.Time `json:"inForceSince,omitzero"`
+	Refused      string    `json:"refused,omitempty"`
 
 	// Next is how far the agent is with the record's Next.
 	Next *Fetched `json:"next,omitempty"`
