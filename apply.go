@@ -34,6 +34,7 @@ type batch struct {
 	networks map[string]record.Network // as they will be
 	services map[string]Service        // as they will be
 	guarded  map[string]bool
+	depends  []string            // NAMESPACE/NAME of what comes to depend on something else
 	staged   map[string]*Service // that this batch writes; nil: removes
 
 	reason string         // of the change, in its events; "" is reasonApplied
@@ -67,8 +68,8 @@ func (b *batch) tell(ctx context.Context, e record.Event) {
 // service whose rollout failed is tried again.
 //
 // The errors are a [*ValidationError] (several are joined), a [*NameError] for
-// a network that does not exist, and a [*PortError] for a published port that
-// another service has.
+// a network that does not exist, a [*PortError] for a published port that
+// another service has, and a [*CycleError] for dependencies that make a cycle.
 func (f *Fleet) Apply(ctx context.Context, objects ...Object) error {
 	ctx, done, err := f.begin(ctx)
 	if err != nil {
@@ -233,6 +234,7 @@ func (s Service) stage(ctx context.Context, f *Fleet, b *batch) error {
 	if err := f.checkPorts(ctx, b, &s, &old); err != nil {
 		return err
 	}
+	b.depend(s.Namespace, s.Name, old.DependsOn, s.DependsOn)
 	data, err := json.Marshal(rec)
 	if err != nil {
 		return err

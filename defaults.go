@@ -59,6 +59,7 @@ func (s Service) WithDefaults() Service {
 	setDefault(&s.Update.Monitor, DefaultMonitor)
 	setDefault(&s.Update.ProgressDeadline, DefaultProgressDeadline)
 	setDefault(&s.Update.OnFailure, RollBack)
+	fillDependencies(s.DependsOn)
 	if s.Autoscale != nil {
 		*s.Autoscale = s.Autoscale.WithDefaults()
 	}

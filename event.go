@@ -46,6 +46,8 @@ const (
 	JobStopped        EventKind = "job-failed"         // it has failed: see Reason, Message and Failure
 	JobPaused         EventKind = "job-suspended"      // its tasks stop until it is resumed
 	JobResumed        EventKind = "job-resumed"        // it goes on
+	DependencyAwaited EventKind = "dependency-awaited" // a revision or run waits for what it depends on: see Message
+	DependencyMet     EventKind = "dependency-met"     // it waits no more
 	FrontendChanged   EventKind = "frontend-changed"   // a service's addresses or ports
 	NodeLost          EventKind = "node-lost"          // it was silent for so long that its tasks are replaced
 	NodeHeld          EventKind = "node-held"          // it was, but so many were lost at once that it is waited for: see WithLossLimit

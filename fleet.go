@@ -246,6 +246,7 @@ func decodeWorkload(namespace, name string, rec record.Service, at *record.Revis
 		Networks: s.Networks,
 		Shape:    s.Template.shape(),
 		Images:   nextImages(&s.Template), Unpinned: unpinned(rec.Unresolved),
+		DependsOn: dependencies(s.DependsOn, namespace),
 		Update: control.Update{
 			Parallelism:      s.Update.Parallelism.control(),
 			MaxSurge:         s.Update.MaxSurge.control(),

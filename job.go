@@ -73,6 +73,10 @@ type Job struct {
 	KeepTasks int `json:"keepTasks,omitempty"`
 	// Suspend stops the tasks and starts none; what has completed stays so.
 	Suspend bool `json:"suspend,omitempty"`
+
+	// DependsOn is what must be healthy or have completed before a run is started;
+	// see [Dependency]. At most 64. A change of it does not begin the job anew.
+	DependsOn []Dependency `json:"dependsOn,omitempty"`
 }
 
 // What the containers of a job's task find in their environment.

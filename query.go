@@ -59,6 +59,9 @@ type Rollout struct {
 	Rollback *Rollback
 	// Unplaced says why tasks have no place, in the scheduler's words.
 	Unplaced string
+	// Waiting is what must hold before any task of the revision is started; see
+	// [Dependency].
+	Waiting []Unmet
 }
 
 // Task is one placed instance of a service.
@@ -269,7 +272,7 @@ func readRollout(rec record.Rollout) *Rollout {
 	r := &Rollout{
 		Reason: Reason(rec.Reason), Message: rec.Message, Failure: readFailure(rec.Failure), Revision: rec.Revision,
 		Started: rec.Started, Ended: rec.Ended, Desired: rec.Desired, Updated: rec.Updated,
-		Ready: rec.Ready, Failures: rec.Failures, Unplaced: rec.Unplaced,
+		Ready: rec.Ready, Failures: rec.Failures, Unplaced: rec.Unplaced, Waiting: readUnmet(rec.Waiting),
 		Strategy: UpdateStrategy(cmp.Or(string(rec.Strategy), string(RollingUpdate))), Phase: readPhase(&rec), Since: rec.Since, Until: rec.Until,
 	}
 	r.Outcome, r.Rollback = readOutcome(rec.State), readRollback(rec.Rollback)

@@ -182,7 +182,7 @@ func (f *Fleet) stageAll(ctx context.Context, b *batch, objects []Object) error 
 			return err
 		}
 	}
-	return nil
+	return f.checkDependencies(ctx, b)
 }
 
 func turn(o Object) int {

@@ -115,6 +115,7 @@ func (j Job) stage(ctx context.Context, f *Fleet, b *batch) error {
 	if err := f.checkNetworks(ctx, b, s, old.service()); err != nil {
 		return err
 	}
+	b.depend(j.Namespace, j.Name, old.DependsOn, j.DependsOn)
 	data, err := json.Marshal(rec)
 	if err != nil {
 		return err
@@ -156,7 +157,10 @@ const (
 	JobDeadline JobReason = record.WhyJobDeadline // it was not done in time
 	JobIndexes  JobReason = record.WhyIndexes     // too many indexes were given up
 	JobExitCode JobReason = record.WhyExitCode    // a rule of Exits fails the job
-	JobBadSpec  JobReason = record.WhySpec        // its record cannot be read, or placed by any rule
+	// JobDependency: what it depends on has failed, or was waited for until its
+	// Deadline.
+	JobDependency JobReason = record.WhyDependency
+	JobBadSpec    JobReason = record.WhySpec // its record cannot be read, or placed by any rule
 )
 
 // JobResult is how a job ended, or how far it is.
@@ -178,6 +182,9 @@ type JobResult struct {
 	Failures  int    // of tasks, that counted
 	Ignored   int    // of tasks, that did not, by Exits or because a node was lost
 	Unplaced  string // why tasks have no place, in the scheduler's words
+
+	// WaitsFor is what must hold before any task is started.
+	WaitsFor []Unmet
 
 	Started time.Time
 	Ended   time.Time
@@ -209,6 +216,8 @@ func (r JobResult) String() string {
 	}
 	if r.Message != "" {
 		s += ": " + r.Message
+	} else if r.WaitsFor != nil {
+		s += ": " + waitsFor(r.WaitsFor)
 	} else if r.Unplaced != "" {
 		s += ": " + r.Unplaced
 	}
@@ -302,6 +311,7 @@ func (r *JobResult) read(run *record.Run) {
 	r.Indexes, r.Completed, r.Failed, r.GivenUp = run.Indexes, run.Done.Len(), run.Failed.Len(), run.Failed.String()
 	r.Active, r.Waiting, r.Failures, r.Ignored = run.Active, len(run.Tries), run.Failures, run.Ignored
 	r.Unplaced, r.Started, r.Ended = run.Unplaced, run.Started, run.Ended
+	r.WaitsFor = readUnmet(run.Waiting)
 	switch run.State {
 	case record.RunCompleted:
 		r.Outcome = JobCompleted
@@ -432,7 +442,7 @@ func decodeJobWork(namespace, name string, rec record.Job) (control.JobWork, err
 		return fail(err)
 	}
 	w := control.JobWork{
-		Workload: control.Workload{Replicas: j.Parallelism, Template: template, Request: request, Networks: j.Networks},
+		Workload: control.Workload{Replicas: j.Parallelism, Template: template, Request: request, Networks: j.Networks, DependsOn: dependencies(j.DependsOn, namespace)},
 		Indexes:  j.Completions, Parallelism: j.Parallelism, Enough: j.Enough, Retries: max(j.Retries, 0),
 		Backoff: j.RetryBackoff, MaxBackoff: j.MaxRetryBackoff, Deadline: j.Deadline,
 		Suspended: j.Suspend, Gang: j.Gang, Keep: max(j.KeepTasks, 0),

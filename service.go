@@ -55,6 +55,10 @@ type Service struct {
 
 	// Track follows the tags of the images; not at all when zero.
 	Track TrackPolicy `json:"track,omitzero"`
+
+	// DependsOn is what must be healthy or have completed before a revision is
+	// first started; see [Dependency]. At most 64.
+	DependsOn []Dependency `json:"dependsOn,omitempty"`
 }
 
 // None is a number of Replicas that asks for no task at all.

@@ -132,6 +132,7 @@ func (s Service) problems() []Problem {
 	c.modes(&s)
 	c.autoscale(&s)
 	c.budget(&s)
+	c.dependencies(s.DependsOn, s.Namespace, s.Name)
 	if data, err := json.Marshal(s); err != nil {
 		c.add("", nil, "cannot be written as JSON: %v", err)
 	} else if len(data) > MaxSpecBytes {

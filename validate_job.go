@@ -26,6 +26,7 @@ func (j Job) WithDefaults() Job {
 	setDefault(&j.MaxRetryBackoff, max(DefaultMaxRetryBackoff, j.RetryBackoff))
 	setDefault(&j.Enough, j.Completions)
 	setDefault(&j.KeepTasks, DefaultKeepTasks)
+	fillDependencies(j.DependsOn)
 	return j
 }
 
@@ -89,6 +90,7 @@ func (j Job) problems() []Problem {
 		c.within("keepTasks", j.KeepTasks, 1, MaxKeepTasks)
 	}
 	c.exits(j.Exits)
+	c.dependencies(j.DependsOn, j.Namespace, j.Name)
 	if data, err := json.Marshal(j); err != nil {
 		c.add("", nil, "cannot be written as JSON: %v", err)
 	} else if len(data) > MaxSpecBytes {

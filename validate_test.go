@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -51,8 +52,9 @@ func valid() Service {
 			DNS:       DNS{Servers: []string{"192.0.2.53"}, Search: []string{"example.org"}, Options: []string{"ndots:2"}, Hosts: map[string][]string{"db.example": {"2001:db8::1"}}},
 			Placement: Placement{Constraints: []string{"node.labels.zone == eu"}, MaxPerNode: 2},
 		},
-		Update: UpdatePolicy{Parallelism: "1", Order: StartFirst},
-		Track:  TrackPolicy{Every: time.Hour, Windows: []Window{{Days: []string{"sat", "sun"}, Start: "02:30", Length: 3 * time.Hour, Zone: "Europe/Berlin"}}},
+		Update:    UpdatePolicy{Parallelism: "1", Order: StartFirst},
+		DependsOn: []Dependency{{Service: "db"}, {Job: "tools/migrate", Condition: Complete}},
+		Track:     TrackPolicy{Every: time.Hour, Windows: []Window{{Days: []string{"sat", "sun"}, Start: "02:30", Length: 3 * time.Hour, Zone: "Europe/Berlin"}}},
 	}
 }
 
@@ -79,6 +81,27 @@ var malformed = []struct {
 	{"label key empty", `labels[""]`, func(s *Service, c *Container) { s.Labels[""] = "x" }},
 	{"label value too long", `labels["team"]`, func(s *Service, c *Container) { s.Labels["team"] = strings.Repeat("x", 4097) }},
 	{"label value not UTF-8", `labels["team"]`, func(s *Service, c *Container) { s.Labels["team"] = "\xff" }},
+	{"dependency on nothing", "dependsOn[0]", func(s *Service, c *Container) { s.DependsOn = []Dependency{{}} }},
+	{"dependency on two", "dependsOn[0]", func(s *Service, c *Container) { s.DependsOn = []Dependency{{Service: "db", Job: "migrate"}} }},
+	{"dependency on itself", "dependsOn[1].service", func(s *Service, c *Container) {
+		s.DependsOn = []Dependency{{Service: "db"}, {Service: s.Name}}
+	}},
+	{"dependency twice", "dependsOn[1].service", func(s *Service, c *Container) {
+		s.DependsOn = []Dependency{{Service: "other/db"}, {Service: "other/db"}}
+	}},
+	{"dependency without a name", "dependsOn[0].job", func(s *Service, c *Container) { s.DependsOn = []Dependency{{Job: "other/"}} }},
+	{"dependency of two slashes", "dependsOn[0].job", func(s *Service, c *Container) { s.DependsOn = []Dependency{{Job: "a/b/c"}} }},
+	{"dependency with the condition of a job", "dependsOn[0].condition", func(s *Service, c *Container) {
+		s.DependsOn = []Dependency{{Service: "db", Condition: Complete}}
+	}},
+	{"dependency with an unknown condition", "dependsOn[0].condition", func(s *Service, c *Container) {
+		s.DependsOn = []Dependency{{Job: "migrate", Condition: "started"}}
+	}},
+	{"dependencies without number", "dependsOn", func(s *Service, c *Container) {
+		for i := range 65 {
+			s.DependsOn = append(s.DependsOn, Dependency{Service: "s" + strconv.Itoa(i)})
+		}
+	}},
 	{"replicas below none", "replicas", func(s *Service, c *Container) { s.Replicas = -2 }},
 	{"autoscaler without a metric", "autoscale.metrics", func(s *Service, c *Container) { s.Autoscale = &autoscale.Policy{Max: 3} }},
 	{"autoscaler with bounds the wrong way round", "autoscale.max", func(s *Service, c *Container) { s.Autoscale = scaledBy("cpu"); s.Autoscale.Min = 4 }},

@@ -45,7 +45,10 @@ const (
 	ReasonNetwork  Reason = "no-network"        // a network that it wants does not exist
 	ReasonAddress  Reason = "no-address"        // a network has no virtual address left
 	ReasonSpec     Reason = "bad-spec"          // its record cannot be read, or placed by any rule
-	ReasonImage    Reason = "no-image"          // what a tag means could not be found out in time; see [WithResolver]
+	// ReasonDependency: what it depends on has failed, or did not hold in time; see
+	// [Dependency].
+	ReasonDependency Reason = record.WhyDependency
+	ReasonImage      Reason = "no-image" // what a tag means could not be found out in time; see [WithResolver]
 )
 
 // Result is how a service's rollout ended.
@@ -62,6 +65,8 @@ type Result struct {
 	Ready    int      // tasks that take traffic
 	Started  time.Time
 	Ended    time.Time
+	// Waiting is what must hold before any task of the revision is started.
+	Waiting []Unmet
 	// Rollback is how going back from RolloutFailed ended; nil when that was
 	// not to be, or there was nothing to go back to; see [UpdatePolicy].
 	Rollback *Rollback
@@ -116,6 +121,8 @@ func (r Result) String() string {
 	}
 	if r.Message != "" {
 		s += ": " + r.Message
+	} else if r.Waiting != nil {
+		s += ": " + waitsFor(r.Waiting)
 	}
 	if r.Rollback != nil {
 		s += "; " + r.Rollback.String()
@@ -128,7 +135,9 @@ type RolloutError struct{ Result Result }
 
 func (e *RolloutError) Error() string { return e.Result.String() }
 
-// Wait returns how the rollout of a service's spec ends, at once when it has. One
+// Wait returns how the rollout of a service's spec ends, at once when it has.
+// When ctx ends before, the result says what the rollout waits for, if it waits
+// for what it depends on. One
 // that is rolled back has ended with the end of that. One that comes to wait for
 // a call, or does already, is [RolloutWaiting]: it goes on with that call, and
 // Wait can be called again after it.
@@ -158,6 +167,9 @@ func (f *Fleet) Wait(ctx context.Context, name string) (Result, error) {
 	r.Revision = rec.Revision
 	w := &waiter{result: r, service: item}
 	if err := f.watchService(ctx, w); err != nil {
+		if w.result.Outcome == "" {
+			w.result.Message = waitsFor(w.result.Waiting)
+		}
 		return w.result, err
 	}
 	return w.result, nil
@@ -217,6 +229,7 @@ func (w *waiter) step(c store.Change) (bool, error) {
 	if rec.Spec != w.service.Revision {
 		return false, nil
 	}
+	r.Waiting = readUnmet(rec.Waiting)
 	if rec.State == record.Progressing {
 		if rec.Phase == record.PhaseWaiting && !w.called(&rec) {
 			r.Outcome, r.Message = RolloutWaiting, "it waits to be promoted or aborted"

@@ -34,6 +34,8 @@ const (
 	JobStopped        EventKind = "job-failed"         // it has failed: Reason and Failure say why
 	JobSuspended      EventKind = "job-suspended"      // its tasks stop until it is resumed
 	JobResumed        EventKind = "job-resumed"        // it goes on
+	DependencyAwaited EventKind = "dependency-awaited" // nothing is started until it holds: Message
+	DependencyMet     EventKind = "dependency-met"     // it holds
 	FrontendChanged   EventKind = "frontend-changed"   // a service's addresses or ports
 	ServiceGone       EventKind = "service-gone"       // nothing is left of a service that was removed
 	VolumesErased     EventKind = "volumes-erased"     // the volumes of a slot are to be deleted

@@ -36,6 +36,8 @@ type spec struct {
 	Global     bool              `json:"global,omitempty"`
 	Constraint string            `json:"constraint,omitempty"`
 	Stateful   *control.Stateful `json:"stateful,omitempty"`
+
+	DependsOn []control.Dependency `json:"dependsOn,omitempty"`
 }
 
 func decode(namespace, name string, rec record.Service, at *record.Revision) (control.Workload, error) {
@@ -57,6 +59,7 @@ func decode(namespace, name string, rec record.Service, at *record.Revision) (co
 		Namespace: namespace, Name: name, Replicas: s.Replicas, Hash: s.Image, Revision: rec.Revision,
 		Template: template, Request: scheduler.Request{Resources: scheduler.Resources{Memory: s.Memory}, Priority: s.Priority},
 		Networks: s.Networks, Ports: s.Ports, Update: s.Update, Global: s.Global, Stateful: s.Stateful, Budget: s.Budget, Scaled: s.Scaled,
+		DependsOn: s.DependsOn,
 	}
 	w.Images, w.Request.Images = []record.NextImage{{Ref: s.Image}}, []string{s.Image}
 	if s.Stateful != nil {

@@ -156,8 +156,8 @@ func (v *view) proven(t *task) bool {
 	return until.Sub(t.status.Ready) >= v.work.Update.Monitor
 }
 
-// fillUp is what is done for a service whose rollout failed for want of room or
-// of a network: nothing is wrong with its template, so missing replicas are
+// fillUp is what is done for a service whose rollout failed for want of room, of
+// a network or of what it depends on: nothing is wrong with its template, so missing replicas are
 // started whenever that becomes possible. Tasks of older templates are left
 // alone. The rollout stays failed: its result has been told.
 func (v *view) fillUp() {

@@ -82,6 +82,7 @@ func (s *State) jobOf(key string) (*service, *job, error) {
 		svc.job = new(job)
 	}
 	s.mark(svc)
+	s.moved(key)
 	return svc, svc.job, nil
 }
 
@@ -179,6 +180,7 @@ func (s *State) planJob(svc *service, p *Plan) {
 		v.run.Spec, v.run.Indexes = j.spec, cmp.Or(j.work.Indexes, v.run.Indexes)
 	}
 	_, v.blocked = s.front(svc, &j.work.Workload, j.invalid)
+	s.dependJob(svc, v)
 	v.decide()
 
 	work := j.work.Workload
@@ -264,6 +266,11 @@ func (w *writer) run(r *record.Run, j *job) {
 	} else {
 		was = old.State
 	}
+	var waited []record.Unmet
+	if !began {
+		waited = old.Waiting
+	}
+	w.waiting(r.Number, waited, r.Waiting)
 	if r.Unplaced != "" && (began || old.Unplaced != r.Unplaced) {
 		w.event(Event{Kind: TaskUnplaced, Revision: r.Number, Message: r.Unplaced, Decision: w.unplaced})
 	}
@@ -429,6 +436,10 @@ func (v *jobView) judge() {
 		spent := r.Spent
 		if !r.Resumed.IsZero() {
 			spent += v.now.Sub(r.Resumed)
+		}
+		if spent >= v.work.Deadline && len(r.Waiting) > 0 {
+			v.end(record.RunFailed, record.WhyDependency, fmt.Sprintf("after %v: %s", v.work.Deadline, v.blocked.message))
+			return
 		}
 		if spent >= v.work.Deadline {
 			v.end(record.RunFailed, record.WhyJobDeadline, fmt.Sprintf("after %v, %d of %d indexes have completed", v.work.Deadline, r.Done.Len(), v.work.Indexes))

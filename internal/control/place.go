@@ -37,9 +37,13 @@ func (s *State) place(v *view) placement {
 	}
 	wanted := v.starts
 	if v.blocked != nil {
-		p.unplaced = v.blocked.message
-		// What a new image means does not concern those that run an older one.
-		older := func(st start) bool { return v.blocked.why == record.WhyImage && (st.work != nil || st.from != nil) }
+		if v.blocked.why != record.WhyDependency { // room would not help, so nobody is hungry
+			p.unplaced = v.blocked.message
+		}
+		// What a new image means, and what a new revision waits for, does not concern those that run an older one.
+		older := func(st start) bool {
+			return (v.blocked.why == record.WhyImage || v.blocked.why == record.WhyDependency) && (st.work != nil || st.from != nil)
+		}
 		wanted = slices.DeleteFunc(slices.Clone(wanted), func(st start) bool { return !older(st) })
 		if len(wanted) == 0 {
 			return p

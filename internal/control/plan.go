@@ -59,6 +59,7 @@ func (s *State) inOrder() []*service {
 func (s *State) plan(svc *service, p *Plan) {
 	s.timers.set(&svc.timer, time.Time{})
 	delete(s.hungry, svc)
+	s.unawait(svc)
 	if svc.job != nil && svc.spec == 0 {
 		s.planJob(svc, p)
 		return
@@ -90,6 +91,7 @@ func (s *State) plan(svc *service, p *Plan) {
 	frontend, v.blocked = s.front(svc, v.work, invalid)
 	fronts := v.work
 	v.adopt = func(t *task) bool { return s.adopt(t, v.work) }
+	s.depend(svc, v)
 	v.decide()
 	if now := v.fronts(); now != fronts {
 		if f, blocked := s.front(svc, now, nil); blocked == nil {
@@ -293,6 +295,11 @@ func (w *writer) rollout(r, old *record.Rollout) {
 		w.event(e)
 		e.Message, e.Cause = "", record.Cause{}
 	}
+	var waited []record.Unmet
+	if old != nil {
+		waited = old.Waiting
+	}
+	w.waiting(r.Revision, waited, r.Waiting)
 	if r.Unplaced != "" && (old == nil || old.Unplaced != r.Unplaced) {
 		e.Kind, e.Message, e.Decision = TaskUnplaced, r.Unplaced, w.unplaced
 		w.event(e)

@@ -24,9 +24,10 @@ import (
 //
 // What is done differs: a rollout that progresses or has completed converges to
 // the spec, and one that has failed only keeps up what there is; see hold and
-// fillUp. Before that one can be rolled back, which is an attempt like it; see
+// fillUp. One that waits for what it depends on does so too. Before that one can be rolled back, which is an attempt like it; see
 // turnBack.
 func (v *view) decide() {
+	waited := len(v.rollout.Waiting) > 0
 	if v.rollout.Spec != v.spec {
 		v.survey()
 		v.begin()
@@ -34,6 +35,7 @@ func (v *view) decide() {
 		v.rollout.Slots, v.rollout.Trial = maps.Clone(v.rollout.Slots), maps.Clone(v.rollout.Trial)
 		v.survey()
 	}
+	v.gate(waited)
 	if v.work.Stateful != nil {
 		v.fence()
 	}
@@ -54,9 +56,11 @@ func (v *view) decide() {
 	}
 	v.balance()
 	switch a := v.attempt(); {
+	case v.unmet != nil:
+		v.hold() // what runs already, of whatever revision
 	case a.State != record.RolloutFailed:
 		v.converge()
-	case a.Reason == record.WhyCapacity, a.Reason == record.WhyNetwork:
+	case a.Reason == record.WhyCapacity, a.Reason == record.WhyNetwork, a.Reason == record.WhyDependency:
 		v.fillUp()
 	default:
 		v.hold()
@@ -71,7 +75,7 @@ func (v *view) begin() {
 	if !old.Created.Equal(v.created) { // it was another service's, of the same name
 		old = record.Rollout{}
 	}
-	*v.rollout = record.Rollout{Spec: v.spec, Began: v.spec, Created: v.created, Completed: old.Completed}
+	*v.rollout = record.Rollout{Spec: v.spec, Began: v.spec, Created: v.created, Completed: old.Completed, Cleared: old.Cleared}
 	r := v.rollout
 	r.Strategy, r.Phase, r.Since = v.strategy(), v.firstPhase(), v.now
 	r.Held = v.abandoned(&old)

@@ -49,14 +49,14 @@ func newSim(t testing.TB) *sim {
 		t: t, kv: map[string]store.Item{}, now: epoch, place: evenly{},
 		specs: map[string]spec{}, history: map[string][]record.Revision{}, revs: map[string]int64{}, aliases: map[string]string{}, counts: map[string]int{},
 	}
-	s.state = control.NewState(control.Config{Decode: decode, Place: s.place})
+	s.state = control.NewState(control.Config{Decode: decode, DecodeJob: decodeStoryJob, Place: s.place})
 	return s
 }
 
 // lead is a new leader that takes over.
 func (s *sim) lead() {
 	snapshot := store.Snapshot{Revision: s.rev, Items: s.items()}
-	s.state = control.NewState(control.Config{Decode: decode, Place: s.place, LossLimit: s.limit})
+	s.state = control.NewState(control.Config{Decode: decode, DecodeJob: decodeStoryJob, Place: s.place, LossLimit: s.limit})
 	s.state.Load(snapshot, s.now)
 	s.plan()
 }
@@ -147,6 +147,8 @@ func (s *sim) hear(e control.Event) {
 	switch e.Kind {
 	case control.TaskUnplaced:
 		s.printf("no place for %s: %s", e.Service, strings.ReplaceAll(e.Message, "\n", " "))
+	case control.DependencyAwaited, control.DependencyMet:
+		s.printf("%s %s", e.Kind, strings.TrimSpace(e.Service+" "+e.Message))
 	case control.TaskFailed:
 		s.printf("counted: %s failed: %s", s.alias(e.Task), e.Message)
 	case control.NodeLost, control.NodeHeld, control.NodeReturned, control.RecordIgnored, control.NodeDrained, control.DrainEnded:
@@ -183,6 +185,10 @@ func (s *sim) tell(w store.Write) {
 			o = record.Rollout{}
 		}
 		s.printf("rollout %s: %s", name, describe(r, o))
+	case strings.HasPrefix(w.Key, record.Runs):
+		var r record.Run
+		unmarshal(s.t, w.Value, &r)
+		s.printf("run %d of %s: %s", r.Number, name, describeRun(r))
 	case strings.HasPrefix(w.Key, record.Frontends):
 		var f record.Frontend
 		unmarshal(s.t, w.Value, &f)
@@ -213,6 +219,9 @@ func describe(r, old record.Rollout) string {
 	}
 	if r.Reason != "" && old.Reason != r.Reason {
 		text += fmt.Sprintf(", %s: %s", r.Reason, strings.ReplaceAll(r.Message, "\n", " "))
+	}
+	if len(r.Waiting) > 0 {
+		text += ", waits: " + record.Waits(r.Waiting)
 	}
 	if b := r.Rollback; b != nil {
 		text += fmt.Sprintf("; rollback to %s %s", b.Hash, b.State)

@@ -63,6 +63,9 @@ type State struct {
 	evictions map[string]record.Eviction
 	globals   map[*service]struct{} // whose tasks follow the nodes
 
+	// awaited is who waits for NS/NAME; see depends.go.
+	awaited map[string]map[*service]struct{}
+
 	dirty  map[*service]struct{} // to be planned
 	hungry map[*service]struct{} // have replicas without a place
 	timers timers
@@ -100,6 +103,8 @@ type service struct {
 	job       *job // nil unless the name is a job's; then there is no spec
 	// As they are in the store, to see whether they change.
 	rolloutRaw, frontendRaw []byte
+
+	awaits []string // what it is in State.awaited for
 
 	timer timer
 }
@@ -154,6 +159,7 @@ func NewState(config Config) *State {
 		volumes:   map[string]*slotVolume{},
 		evictions: map[string]record.Eviction{},
 		globals:   map[*service]struct{}{},
+		awaited:   map[string]map[*service]struct{}{},
 		dirty:     map[*service]struct{}{},
 		hungry:    map[*service]struct{}{},
 		kept:      newKept(config.KeepEventsEach, config.KeepEvents),
@@ -346,6 +352,7 @@ func (s *State) forget(svc *service) {
 	delete(s.services, svc.key)
 	delete(s.hungry, svc)
 	delete(s.dirty, svc)
+	s.unawait(svc)
 	s.timers.set(&svc.timer, time.Time{})
 }
 
@@ -356,6 +363,7 @@ func (s *State) changeService(key string, c store.Change) error {
 	}
 	svc.unread = nil
 	s.mark(svc)
+	s.moved(key)
 	delete(s.hungry, svc)
 	svc.record, svc.earlier = nil, nil
 	delete(s.globals, svc)
@@ -415,6 +423,7 @@ func (s *State) changeRollout(key string, c store.Change) error {
 		return err
 	}
 	s.mark(svc)
+	s.moved(key)
 	svc.rollout, svc.rolloutRaw = nil, nil
 	if c.Deleted {
 		s.forget(svc)

@@ -78,6 +78,8 @@ func TestStories(t *testing.T) {
 //	network NAME RANGE...       a network with these virtual ranges
 //	apply NAME key=value...     see applied; what is not named stays as it was
 //	remove NAME
+//	job NAME [on=NAME,...]      begins a job of one task, which is not tried again, or begins it anew
+//	unjob NAME                  removes it
 //	starting|ready|unready TASK...   what the agents say; * is any text in a name,
 //	                            and v2:NAME one of that image
 //	fails|hopeless|ends TASK...
@@ -154,6 +156,10 @@ func (s *sim) play(line string) {
 		s.apply(args[0], s.applied(s.specs[args[0]], args[1:]))
 	case "broken":
 		s.commit(store.Put(record.Key(record.Services, "default", args[0]), []byte(`{"spec": "?", "hash": "?"}`)))
+	case "job":
+		s.job(args[0], args[1:])
+	case "unjob":
+		s.commit(store.Delete(record.Key(record.Jobs, "default", args[0])))
 	case "scaled":
 		s.scaled(args[0], int(s.number(args[1])))
 	case "evict":
@@ -250,6 +256,8 @@ func (s *sim) applied(sp spec, words []string) spec {
 			}
 		case "budget", "down":
 			sp.Budget = &control.Budget{Amount: s.amount(value), Unavailable: key == "down"}
+		case "on":
+			sp.DependsOn = dependsOn(value)
 		case "parallelism":
 			sp.Update.Parallelism = s.amount(value)
 		case "surge":

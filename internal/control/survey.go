@@ -20,7 +20,10 @@ type view struct {
 	last      *Workload
 	directive *record.Directive
 	blocked   *blocked
-	now       time.Time
+	// unmet is what the revision waits for, and cleared that it waits no more.
+	unmet   []record.Unmet
+	cleared bool
+	now     time.Time
 
 	global, globalBack *global   // of work, and of last, where they are global
 	base               *Workload // that slots below the partition have

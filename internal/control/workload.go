@@ -55,6 +55,9 @@ type Workload struct {
 	// means: nothing is started before it is.
 	Unpinned string
 
+	// DependsOn gates the first start of each revision; see depends.go.
+	DependsOn []Dependency
+
 	fixed int    // Replicas as it was decoded
 	given Update // as it was decoded, for as many replicas as there turn out to be
 }

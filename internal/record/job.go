@@ -89,9 +89,13 @@ type Run struct {
 	Active   int `json:"active"`             // tasks there are to be
 	Failures int `json:"failures,omitempty"` // of tasks, that counted
 	Ignored  int `json:"ignored,omitempty"`  // of tasks, that did not
-	// Unplaced is set while tasks have no place, in the words of the scheduler,
-	// and Waits while something must be before any is started.
+	// Unplaced is set while tasks have no place, in the words of the scheduler.
 	Unplaced string `json:"unplaced,omitempty"`
+
+	// Waiting is what the run depends on that does not hold. Cleared says that it
+	// all did once.
+	Waiting []Unmet `json:"waiting,omitempty"`
+	Cleared bool    `json:"cleared,omitempty"`
 }
 
 // Try is what is remembered of an index that failed.
@@ -103,10 +107,9 @@ type Try struct {
 
 // Why a run failed; the WhyNetwork and WhySpec of a rollout are others.
 const (
-	WhyJobDeadline = "deadline"      // it was not done in time
-	WhyIndexes     = "index-failed"  // more indexes were given up than may
-	WhyExitCode    = "exit-code"     // a task's exit code ends the job, by its own rule
-	WhyDependency  = "no-dependency" // what it waits for has failed
+	WhyJobDeadline = "deadline"     // it was not done in time
+	WhyIndexes     = "index-failed" // more indexes were given up than may
+	WhyExitCode    = "exit-code"    // a task's exit code ends the job, by its own rule
 )
 
 // Reasons for which tasks of jobs are stopped.

@@ -429,6 +429,11 @@ type Rollout struct {
 	// scheduler.
 	Unplaced string `json:"unplaced,omitempty"`
 
+	// Waiting is what the revision depends on that does not hold. Cleared is the
+	// last revision for which it all did.
+	Waiting []Unmet `json:"waiting,omitempty"`
+	Cleared Mark    `json:"cleared,omitzero"`
+
 	// Slots holds the back-off of slots whose tasks failed.
 	Slots map[int]Slot `json:"slots,omitempty"`
 
