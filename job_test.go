@@ -244,6 +244,8 @@ func TestJobDeadlineCountsActiveTime(t *testing.T) {
 			t.Errorf("%v, %v after it was resumed; want the deadline after the 6 min that were left", r, took)
 		}
 		time.Sleep(time.Minute)
+		l.mu.Lock()
+		defer l.mu.Unlock()
 		if l.now != 0 {
 			t.Errorf("%d processes run after the deadline, want none", l.now)
 		}
