@@ -19,7 +19,8 @@ import (
 	"github.com/orchestrate-go/orchestrate/store"
 )
 
-// Object is what Apply takes: a [Service], a [Job], a [Network], or the [Removal] of one.
+// Object is what Apply takes: a [Service], a [Job], a [CronJob], a [Network], or the
+// [Removal] of one.
 type Object interface {
 	Validate() error
 	object() string
@@ -447,7 +448,7 @@ func (n Network) stage(ctx context.Context, f *Fleet, b *batch) error {
 	return f.touch(ctx, b, guardNetworks)
 }
 
-// Remove ends services and jobs: their tasks are stopped and what belongs to them is
+// Remove ends services, jobs and cron jobs with their runs: their tasks are stopped and what belongs to them is
 // deleted, volumes excepted. It returns once that is stored; [Fleet.Wait] of
 // the name returns when nothing is left. A service that does not exist is a
 // [*NameError], and then none is removed.

@@ -48,6 +48,9 @@ const (
 	JobResumed        EventKind = "job-resumed"        // it goes on
 	DependencyAwaited EventKind = "dependency-awaited" // a revision or run waits for what it depends on: see Message
 	DependencyMet     EventKind = "dependency-met"     // it waits no more
+	CronApplied       EventKind = "cron-applied"       // a cron job's spec was written: Service is its name
+	CronRemoved       EventKind = "cron-removed"       // it was deleted; its runs are removed
+	CronMissed        EventKind = "cron-missed"        // times of its schedule passed without a run: see Message
 	FrontendChanged   EventKind = "frontend-changed"   // a service's addresses or ports
 	NodeLost          EventKind = "node-lost"          // it was silent for so long that its tasks are replaced
 	NodeHeld          EventKind = "node-held"          // it was, but so many were lost at once that it is waited for: see WithLossLimit

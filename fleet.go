@@ -53,6 +53,8 @@ type options struct {
 	metrics map[string]metricFunc // by name
 
 	resolver runtime.Resolver
+
+	schedules func(expr string, zone *time.Location) (next func(time.Time) time.Time, err error)
 }
 
 // Option changes a Fleet at its making.
@@ -172,6 +174,7 @@ func (f *Fleet) beside(ctx context.Context, fence store.Condition) {
 	wg.Go(func() { f.autoscale(ctx, fence) })
 	wg.Go(func() { f.follow(ctx, fence) })
 	wg.Go(func() { f.expire(ctx, fence) })
+	wg.Go(func() { f.keepSchedules(ctx, fence) })
 	wg.Wait()
 }
 

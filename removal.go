@@ -16,12 +16,13 @@ const (
 	KindService = "service"
 	KindJob     = "job"
 	KindNetwork = "network"
+	KindCronJob = "cronjob"
 )
 
 // Removal is an [Object] that ends another: as [Fleet.Remove] and
 // [Fleet.RemoveNetwork] do, and in one step with what is applied beside it.
 type Removal struct {
-	Kind string // KindService or KindJob, whichever has the name, when empty
+	Kind string // KindService, KindJob or KindCronJob, the first of them that has the name, when empty
 	Name string // "NAME", or of a service also "NAMESPACE/NAME"
 }
 
@@ -29,9 +30,9 @@ type Removal struct {
 func (r Removal) Validate() error {
 	var c checks
 	switch r.Kind {
-	case "", KindService, KindJob, KindNetwork:
+	case "", KindService, KindJob, KindCronJob, KindNetwork:
 	default:
-		c.add("kind", r.Kind, "is not a kind of object; use %q, %q or %q", KindService, KindJob, KindNetwork)
+		c.add("kind", r.Kind, "is not a kind of object; use %q, %q, %q or %q", KindService, KindJob, KindCronJob, KindNetwork)
 	}
 	if r.Name == "" {
 		c.add("name", nil, "is missing; name what is to be removed")
@@ -50,6 +51,9 @@ func (r Removal) object() string {
 	if r.Kind == KindJob {
 		return Job{Namespace: ns, Name: name}.object()
 	}
+	if r.Kind == KindCronJob {
+		return CronJob{Namespace: ns, Name: name}.object()
+	}
 	return Service{Namespace: ns, Name: name}.object()
 }
 
@@ -61,6 +65,9 @@ func (r Removal) stage(ctx context.Context, f *Fleet, b *batch) error {
 	if r.Kind == KindJob {
 		return r.job(ctx, f, b)
 	}
+	if r.Kind == KindCronJob {
+		return r.cron(ctx, f, b)
+	}
 	key := record.Key(record.Services, ns, name)
 	item, found, err := getKey(ctx, f.store, key)
 	if err != nil {
@@ -68,6 +75,9 @@ func (r Removal) stage(ctx context.Context, f *Fleet, b *batch) error {
 	}
 	if !found && r.Kind == "" {
 		if err := r.job(ctx, f, b); !errors.Is(err, ErrNotFound) {
+			return err
+		}
+		if err := r.cron(ctx, f, b); !errors.Is(err, ErrNotFound) {
 			return err
 		}
 	}
@@ -136,6 +146,11 @@ func (r Removal) network(ctx context.Context, f *Fleet, b *batch) error {
 			users = append(users, j.Namespace+"/"+j.Name)
 		}
 	}
+	crons, err := f.cronsOn(ctx, r.Name)
+	if err != nil {
+		return err
+	}
+	users = append(users, crons...)
 	if len(users) > 0 {
 		slices.Sort(users)
 		return &InUseError{KindNetwork, r.Name, users}
@@ -205,6 +220,8 @@ func decodeObject(kind string, spec json.RawMessage) (Object, error) {
 		return DecodeService(spec)
 	case KindJob:
 		return DecodeJob(spec)
+	case KindCronJob:
+		return DecodeCronJob(spec)
 	case KindNetwork:
 		var n Network
 		err := json.Unmarshal(spec, &n)

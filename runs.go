@@ -83,6 +83,9 @@ func (j Job) stage(ctx context.Context, f *Fleet, b *batch) error {
 		if err := json.Unmarshal(last.Spec, &old); err != nil {
 			return fmt.Errorf("read %s: %w", j.object(), err)
 		}
+		if err := owned(j.Namespace, j.Name, &last); err != nil {
+			return err
+		}
 		rec.Created, rec.Run = last.Created, last.Run
 		again := last.Hash != rec.Hash || old.Completions != j.Completions
 		if !again {
@@ -234,6 +237,7 @@ type JobStatus struct {
 	Job
 	Created time.Time // when it was first applied
 	Updated time.Time
+	CronJob string    // the cron job, NAMESPACE/NAME, of which it is a run; empty when it is none
 	Result  JobResult // how far it is
 }
 
@@ -297,6 +301,9 @@ func (f *Fleet) jobStatus(ctx context.Context, item store.Item) (JobStatus, erro
 		return JobStatus{}, err
 	}
 	st := JobStatus{Job: j, Created: rec.Created, Updated: rec.Updated}
+	if rec.Cron != nil {
+		st.CronJob = j.Namespace + "/" + rec.Cron.Name
+	}
 	st.Result = JobResult{Job: j.Namespace + "/" + j.Name, Run: rec.Run, Indexes: j.Completions}
 	run, err := f.run(ctx, j.Namespace, j.Name)
 	if err == nil && run != nil && run.Number == rec.Run && run.Created.Equal(rec.Created) {
@@ -395,6 +402,9 @@ func (f *Fleet) suspend(ctx context.Context, name string, suspend bool) error {
 		}
 		j, rec, err := readJob(item)
 		if err != nil || j.Suspend == suspend {
+			return err
+		}
+		if err := owned(ns, base, &rec); err != nil {
 			return err
 		}
 		b.guard(item, item.Key)

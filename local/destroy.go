@@ -64,11 +64,23 @@ func (f *Fleet) removeServices(ctx context.Context) error {
 	for _, s := range services {
 		names = append(names, s.Namespace+"/"+s.Name)
 	}
+	crons, err := f.CronJobs(ctx, "")
+	if err != nil {
+		return err
+	}
+	for _, c := range crons {
+		if err := f.Apply(ctx, orchestrate.Removal{Kind: orchestrate.KindCronJob, Name: c.Namespace + "/" + c.Name}); err != nil {
+			return err
+		}
+	}
 	jobs, err := f.Jobs(ctx, "")
 	if err != nil {
 		return err
 	}
 	for _, j := range jobs {
+		if j.CronJob != "" {
+			continue // the leader removes it
+		}
 		names = append(names, j.Namespace+"/"+j.Name)
 	}
 	if err := f.Remove(ctx, names...); err != nil {

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orchestrate-go/orchestrate"
+	"github.com/orchestrate-go/orchestrate/cron"
 	"github.com/orchestrate-go/orchestrate/network/bridge"
 	"github.com/orchestrate-go/orchestrate/runtime"
 	"github.com/orchestrate-go/orchestrate/runtime/containerd"
@@ -138,6 +139,7 @@ func open(dir string, opts []Option) (_ *Fleet, err error) {
 		orchestrate.WithID(f.nodeID), orchestrate.WithLogger(o.logger),
 		orchestrate.WithAddressPools(pools.V4, pools.V6),
 		orchestrate.WithAccess(f.access), orchestrate.WithResolver(resolver{f.runtime, o.credentials}),
+		orchestrate.WithSchedules(cron.Parse),
 	}, o.fleet...)...)
 	if err != nil {
 		return nil, err

@@ -19,7 +19,7 @@ const (
 
 // Prefixes of jobs. Both end in a slash.
 const (
-	Jobs = "/jobs/" // NS/NAME  application  Job
+	Jobs = "/jobs/" // NS/NAME  application; of a cron job's run, leader  Job
 	Runs = "/runs/" // NS/NAME  leader       Run
 )
 
@@ -35,6 +35,8 @@ type Job struct {
 	Created time.Time `json:"created"`
 	Updated time.Time `json:"updated"`
 	Actor   string    `json:"actor,omitempty"`
+	// Cron is set on a run of a cron job, whose record is the leader's.
+	Cron *CronRun `json:"cron,omitempty"`
 }
 
 // JobTask is what a task of a job knows of it besides its index, which is its
