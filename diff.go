@@ -56,9 +56,12 @@ func (c Change) String() string {
 // Diff returns what changed from one spec to another, both with their
 // defaults filled in, in the order of the fields; nil when nothing did. Values
 // are shown as they are, those of environment variables included.
-func Diff(old, new Service) []Change {
+func Diff(old, new Service) []Change { return diffSpecs(old.WithDefaults(), new.WithDefaults()) }
+
+// diffSpecs is what changed between two specs of one type with their defaults.
+func diffSpecs(old, new any) []Change {
 	var d differ
-	d.diff("", reflect.ValueOf(old.WithDefaults()), reflect.ValueOf(new.WithDefaults()))
+	d.diff("", reflect.ValueOf(old), reflect.ValueOf(new))
 	return d.changes
 }
 

@@ -9,12 +9,16 @@ import (
 	"time"
 
 	"github.com/orchestrate-go/orchestrate/internal/control"
+	"github.com/orchestrate-go/orchestrate/internal/record"
 	"github.com/orchestrate-go/orchestrate/scheduler"
 )
 
 // Forecast is what would come of a change, or of something that happens. It is
 // the best that can come of it: new tasks are taken to get ready, and old ones to
 // stop, at once and without failing. What has a reason not to be ready stays so.
+// Jobs whose specs would change are played to their end, each index of theirs
+// completing as soon as it has a place; tasks of other jobs are taken to go on,
+// but on a node that is drained.
 type Forecast struct {
 	// Services are those that something would happen to, by name, and those
 	// whose specs would change.
@@ -37,13 +41,16 @@ type Forecast struct {
 	Open bool `json:"open,omitempty"`
 }
 
-// PlannedService is what would become of a service.
+// PlannedService is what would become of a service, or of a job.
 type PlannedService struct {
+	Kind     string `json:"kind"`    // KindService, KindJob
 	Service  string `json:"service"` // NAMESPACE/NAME
 	Asked    bool   `json:"asked"`   // its spec changes; else it would be affected, or is under way
 	Kept     int    `json:"kept"`    // tasks that nothing happens to
 	Revision int64  `json:"revision,omitempty"`
-	// Outcome of its rollout; empty when that would go on, or there is none.
+	// Outcome of its rollout, [RolloutWaiting] when that waits for a call, or of a
+	// job's run, whose number Revision then is; empty when that would go on, or
+	// there is none.
 	Outcome Outcome       `json:"outcome,omitempty"`
 	Reason  Reason        `json:"reason,omitempty"`
 	Message string        `json:"message,omitempty"`
@@ -82,7 +89,7 @@ const (
 	TaskMoves    TaskAction = "move"    // another task takes its place on another node
 )
 
-// PlannedTask is what would happen to one replica.
+// PlannedTask is what would happen to one replica, or to an index of a job.
 type PlannedTask struct {
 	Action TaskAction `json:"action"`
 	Slot   int        `json:"slot"`
@@ -150,11 +157,25 @@ func readForecast(r *control.Rehearsal, now time.Time) Forecast {
 }
 
 func readRehearsed(r *control.Rehearsed, now time.Time) PlannedService {
-	s := PlannedService{Service: r.Namespace + "/" + r.Name, Asked: r.Asked, Kept: r.Kept, Unplaced: r.Unplaced, Blocked: r.Blocked}
+	s := PlannedService{Kind: KindService, Service: r.Namespace + "/" + r.Name, Asked: r.Asked, Kept: r.Kept, Unplaced: r.Unplaced, Blocked: r.Blocked}
+	if r.Job {
+		s.Kind = KindJob
+	}
 	switch {
+	case r.Run != nil:
+		s.Revision, s.Reason, s.Message = r.Run.Number, Reason(r.Run.Reason), r.Run.Message
+		switch r.Run.State {
+		case record.RunCompleted:
+			s.Outcome = RolloutCompleted
+		case record.RunFailed:
+			s.Outcome = RolloutFailed
+		}
 	case r.Rollout != nil:
 		a := r.Rollout.Attempt
 		s.Revision, s.Outcome, s.Reason, s.Message = a.Revision, readOutcome(a.State), Reason(a.Reason), a.Message
+		if a.State == record.Progressing && r.Rollout.Phase == record.PhaseWaiting {
+			s.Outcome, s.Message = RolloutWaiting, "it waits to be promoted or aborted"
+		}
 	default:
 		s.Outcome = RolloutRemoved
 	}
@@ -184,10 +205,15 @@ func (p *Plan) String() string {
 			fmt.Fprintf(&b, "- %s %s\n", c.Kind, c.Name)
 		default:
 			fmt.Fprintf(&b, "~ %s %s", c.Kind, c.Name)
-			if c.From != c.To {
+			switch {
+			case c.From != c.To && c.Kind == KindJob:
+				fmt.Fprintf(&b, ": begun anew, run %d → %d", c.From, c.To)
+			case c.From != c.To:
 				fmt.Fprintf(&b, ": revision %d → %d", c.From, c.To)
-			} else if c.Kind == KindService {
+			case c.Kind == KindService:
 				b.WriteString(": in place, the template stays")
+			case c.Kind == KindJob:
+				b.WriteString(": in place, its run goes on")
 			}
 			b.WriteByte('\n')
 			for _, d := range c.Diff {

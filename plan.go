@@ -34,18 +34,19 @@ type Plan struct {
 
 // PlannedChange is a spec that would be written or removed.
 type PlannedChange struct {
-	Kind string `json:"kind"` // KindService, KindNetwork
-	Name string `json:"name"` // of a service, NAMESPACE/NAME
+	Kind string `json:"kind"` // KindService, KindJob, KindNetwork
+	Name string `json:"name"` // of a service or a job, NAMESPACE/NAME
 	// Before and After are the spec as JSON with its defaults; nil where there
 	// is none.
 	Before json.RawMessage `json:"before,omitempty"`
 	After  json.RawMessage `json:"after,omitempty"`
 	// From and To are the revisions of a service; they are the same when its
-	// template does not change, and then nothing of it is restarted.
+	// template does not change, and then nothing of it is restarted. Of a job they
+	// are the numbers of its runs, the same when it is not begun anew.
 	From int64 `json:"from,omitempty"`
 	To   int64 `json:"to,omitempty"`
-	// Diff is what changes in a service that stays, what its images mean
-	// included; see [Diff].
+	// Diff is what changes in a service or a job that stays, what a service's
+	// images mean included; see [Diff].
 	Diff []Change `json:"diff,omitempty"`
 	// Digests are what the images of After mean, and DigestsBefore those of
 	// Before, by reference; see [WithResolver]. A plan that is applied makes
@@ -128,7 +129,7 @@ func (f *Fleet) rehearse(ctx context.Context, objects []Object, images map[strin
 			c.Origin = Origin(images[c.Name].origin)
 			c.Implicit = !asked[Removal{Kind: c.Kind, Name: c.Name}.object()]
 			p.Changes = append(p.Changes, c)
-			if c.Kind == KindService {
+			if c.Kind == KindService || c.Kind == KindJob {
 				services = append(services, c.Name)
 			}
 		}
@@ -178,10 +179,19 @@ func planned(old store.Item, w store.Write) (c PlannedChange, ok bool, err error
 	}
 	if name, ok := strings.CutPrefix(w.Key, record.Jobs); ok {
 		c.Kind, c.Name = KindJob, name
-		if c.Before, err = jobSpec(old.Value); err == nil {
-			c.After, err = jobSpec(w.Value)
+		var before, after Job
+		var was, is record.Job
+		if was, err = jobSpec(old.Value, &before); err != nil {
+			return c, false, fmt.Errorf("read %s: %w", w.Key, err)
 		}
-		return c, true, err
+		if is, err = jobSpec(w.Value, &after); err != nil {
+			return c, false, err
+		}
+		c.Before, c.From, c.After, c.To = was.Spec, was.Run, is.Spec, is.Run
+		if c.Before != nil && c.After != nil {
+			c.Diff = diffSpecs(before, after)
+		}
+		return c, true, nil
 	}
 	if !strings.HasPrefix(w.Key, guards) {
 		return c, false, fmt.Errorf("a plan cannot say what writing %s does", w.Key) // and must not do it in silence
@@ -189,13 +199,14 @@ func planned(old store.Item, w store.Write) (c PlannedChange, ok bool, err error
 	return c, false, nil
 }
 
-func jobSpec(value []byte) (json.RawMessage, error) {
+func jobSpec(value []byte, j *Job) (rec record.Job, err error) {
 	if value == nil {
-		return nil, nil
+		return rec, nil
 	}
-	var rec record.Job
-	err := json.Unmarshal(value, &rec)
-	return rec.Spec, err
+	if err := json.Unmarshal(value, &rec); err != nil {
+		return rec, err
+	}
+	return rec, json.Unmarshal(rec.Spec, j)
 }
 
 func serviceSpec(value []byte, s *Service) (rec record.Service, err error) {
@@ -379,6 +390,8 @@ func changedRecord(key string, found bool) string {
 		return "the networks have been changed"
 	case strings.HasPrefix(key, record.Services):
 		return "service " + strings.TrimPrefix(key, record.Services) + " " + what
+	case strings.HasPrefix(key, record.Jobs):
+		return "job " + strings.TrimPrefix(key, record.Jobs) + " " + what
 	case strings.HasPrefix(key, record.Networks):
 		return "network " + strings.TrimPrefix(key, record.Networks) + " " + what
 	}
@@ -412,12 +425,13 @@ func (c *PlannedChange) object(spec json.RawMessage) (Object, error) {
 // undoable reports whether there is something to undo: what is only tried again
 // stays as it is.
 func (c *PlannedChange) undoable() bool {
-	return !c.Implicit && (string(c.Before) != string(c.After) || c.From != c.To)
+	return !c.Implicit && (string(c.Before) != string(c.After) || c.From != c.To && c.Kind != KindJob)
 }
 
 // Inverse returns the objects that undo p when they are applied after it: specs
 // as they were, and the removal of those that were not there. Networks made on
-// first use stay. [Fleet.PlanUndo] plans that, and makes sure that nothing else
+// first use stay, and what a job has done is done: one whose template goes back
+// is begun anew. [Fleet.PlanUndo] plans that, and makes sure that nothing else
 // is undone with it.
 func (p *Plan) Inverse() ([]Object, error) {
 	var objects []Object

@@ -255,8 +255,10 @@ func Applied(objects ...Object) What {
 		}
 		s.writes = append(s.writes, b.Writes...)
 		for _, w := range b.Writes {
-			if name, ok := strings.CutPrefix(w.Key, record.Services); ok {
-				s.services = append(s.services, name)
+			for _, prefix := range []string{record.Services, record.Jobs} {
+				if name, ok := strings.CutPrefix(w.Key, prefix); ok {
+					s.services = append(s.services, name)
+				}
 			}
 		}
 		return nil

@@ -71,6 +71,7 @@ type job struct {
 	invalid error
 	run     *record.Run
 	runRaw  []byte
+	asked   bool // in a rehearsal, that it is to be played to its end
 }
 
 func (s *State) jobOf(key string) (*service, *job, error) {
@@ -148,6 +149,9 @@ type jobView struct {
 	tasks   []*task
 	blocked *blocked
 	now     time.Time
+	// unending says that its tasks are played to go on, so that its deadline
+	// means nothing.
+	unending bool
 
 	run record.Run // as it was, then as it is to be
 	// live and ending count the tasks of an index that are meant to run, and that
@@ -170,7 +174,7 @@ func (s *State) planJob(svc *service, p *Plan) {
 		s.removeJob(svc, w)
 		return
 	}
-	v := &jobView{work: &j.work, tasks: svc.tasks, now: s.now}
+	v := &jobView{work: &j.work, tasks: svc.tasks, now: s.now, unending: s.rehearsed && !j.asked}
 	if j.run == nil || j.run.Number != j.work.Revision || !j.run.Created.Equal(j.created) {
 		v.run = j.begin(s.now)
 	} else {
@@ -432,7 +436,7 @@ func (v *jobView) judge() {
 	} else if r.State == record.RunSuspended {
 		r.State, r.Resumed = record.RunActive, v.now
 	}
-	if v.work.Deadline > 0 {
+	if v.work.Deadline > 0 && !v.unending {
 		spent := r.Spent
 		if !r.Resumed.IsZero() {
 			spent += v.now.Sub(r.Resumed)

@@ -19,6 +19,11 @@ import (
 // to stop stops at once, and none fails. Tasks that are not ready for a reason
 // stay so. What it says is therefore the best that can come of a change: where
 // tasks go, and what there is no room for.
+//
+// Jobs that were asked for are played to their end: each of their tasks completes
+// at once, so at most Parallelism of them take room at a time. When the tasks of
+// other jobs end nobody knows, so they are taken to go on, but for those whose
+// node is drained, which waits for them.
 
 // Rehearsal is how a rehearsal ends.
 type Rehearsal struct {
@@ -44,10 +49,12 @@ type Rehearsal struct {
 // Rehearsed is what would become of a service.
 type Rehearsed struct {
 	Namespace, Name string
+	Job             bool // it is one
 	Asked           bool // it was asked for; else something would happen to it
 	// Rollout is how its rollout would stand; nil when it would be gone.
 	Rollout *record.Rollout
-	Kept    int // tasks that nothing happens to
+	Run     *record.Run // of a job in its place
+	Kept    int         // tasks that nothing happens to
 	Steps   []Step
 	// Unplaced is the scheduler's decision about replicas that would have no
 	// place, and Blocked what else they would lack, in its words.
@@ -88,7 +95,8 @@ type Room struct {
 
 // RehearseOptions bound a rehearsal.
 type RehearseOptions struct {
-	// Services are to be in the result whatever happens to them, as NS/NAME.
+	// Services, or jobs, are to be in the result whatever happens to them, as
+	// NS/NAME.
 	Services []string
 	// Horizon is for how long it may play; 0 is an hour, and what the deadlines
 	// of Services add.
@@ -101,7 +109,7 @@ const maxRounds = 100_000
 // Rehearse plays change through, beginning at now. The state has been loaded,
 // and is used up.
 func (s *State) Rehearse(change []store.Write, now time.Time, opts RehearseOptions) Rehearsal {
-	r := &rehearsal{state: s, now: now, cast: map[string]*cast{}, unready: map[*task]bool{}}
+	r := &rehearsal{state: s, now: now, cast: map[string]*cast{}, unready: map[*task]bool{}, ended: map[string]bool{}}
 	s.rehearsed = true
 	r.begin()
 	for _, key := range opts.Services {
@@ -109,12 +117,16 @@ func (s *State) Rehearse(change []store.Write, now time.Time, opts RehearseOptio
 	}
 	before := s.room()
 	r.write(change)
+	r.workOff()
 	horizon := opts.Horizon
 	if horizon <= 0 {
 		horizon = time.Hour
 		for key := range r.cast {
 			if svc := s.services[key]; svc != nil { // a rollout, the way back from it, and as much again
 				horizon = max(horizon, 3*(svc.work.Update.ProgressDeadline+svc.work.Update.Monitor)+svc.work.Update.Bake)
+				if svc.job != nil {
+					horizon = max(horizon, 2*svc.job.work.Deadline)
+				}
 			}
 		}
 	}
@@ -151,11 +163,14 @@ type rehearsal struct {
 	// approximate is Rehearsal's.
 	approximate bool
 	going       map[string]bool // tasks that had been told to stop before, by ID
+	ended       map[string]bool // tasks of jobs that have ended by themselves, by ID
 }
 
 // cast is who takes part of a service.
 type cast struct {
 	asked  bool
+	job    bool
+	kept   int              // tasks of a job that were there before and completed
 	placed map[string]Event // new tasks, by ID
 	gone   []Event          // why tasks that were there before go
 	left   map[string]bool  // whose events are in gone
@@ -181,10 +196,33 @@ func (r *rehearsal) begin() {
 			r.going[t.rec.ID] = true
 		}
 		if t.over() || t.available() && t.rec.Stop == nil {
+			r.ended[t.rec.ID] = t.over() && t.rec.Job != nil
 			continue
 		}
 		r.unready[t] = true
 	}
+}
+
+// workOff has the tasks of jobs that are to complete answer, those that run
+// already included.
+func (r *rehearsal) workOff() {
+	for key, c := range r.cast {
+		if svc := r.state.services[key]; svc != nil && svc.job != nil {
+			c.job, svc.job.asked = true, c.asked
+		}
+	}
+	for _, t := range r.state.tasks {
+		if r.completes(t) && !t.over() {
+			r.unready[t] = true
+		}
+	}
+}
+
+// completes reports whether t is taken to do its work to the end: what is of an
+// earlier run is about to be told to stop instead.
+func (r *rehearsal) completes(t *task) bool {
+	j := t.service.job
+	return t.rec.Job != nil && j != nil && (t.node.spec.Drain || j.asked) && j.spec != 0 && t.rec.Revision == j.work.Revision
 }
 
 // write takes writes for committed.
@@ -224,7 +262,7 @@ func (r *rehearsal) play(end time.Time) (open bool) {
 		}
 		switch {
 		case p.Wake.IsZero():
-			return false
+			return r.unsettled()
 		case p.Wake.After(end):
 			return r.unsettled()
 		case p.Wake.After(r.now):
@@ -234,10 +272,16 @@ func (r *rehearsal) play(end time.Time) (open bool) {
 	return true
 }
 
-// unsettled reports whether a rollout of those that take part goes on.
+// unsettled reports whether a rollout of those that take part goes on, or a job
+// that was asked for.
 func (r *rehearsal) unsettled() bool {
-	for key := range r.cast {
-		if svc := r.state.services[key]; svc != nil && svc.rollout != nil && svc.rollout.Current().State == record.Progressing {
+	for key, c := range r.cast {
+		svc := r.state.services[key]
+		switch {
+		case svc == nil:
+		case svc.rollout != nil && svc.rollout.Current().State == record.Progressing:
+			return true
+		case c.asked && svc.job != nil && svc.job.run != nil && svc.job.run.State == record.RunActive:
 			return true
 		}
 	}
@@ -264,11 +308,14 @@ func (r *rehearsal) answer() []store.Write {
 		switch {
 		case t.rec.Stop != nil:
 			st.State = record.Stopped
+		case t.status != nil && t.status.Failure != nil && st.State != record.Ready:
+			continue // it has its reasons
+		case r.completes(t):
+			st.State = record.Completed
+			r.complete(t)
 		case st.State == record.Ready:
 			delete(r.unready, t)
 			continue
-		case t.status != nil && t.status.Failure != nil:
-			continue // it has its reasons
 		default:
 			st.State, st.Ready = record.Ready, r.now
 		}
@@ -278,6 +325,16 @@ func (r *rehearsal) answer() []store.Write {
 	return writes
 }
 
+// complete notes that a task has ended by itself: nothing that is done with its
+// record later happens to an index.
+func (r *rehearsal) complete(t *task) {
+	r.ended[t.rec.ID] = true
+	c := r.of(t.rec.Namespace + "/" + t.rec.Service)
+	if _, new := c.placed[t.rec.ID]; !new {
+		c.kept++
+	}
+}
+
 // hear takes in what a plan tells.
 func (r *rehearsal) hear(e *Event) {
 	r.events = append(r.events, *e)
@@ -285,15 +342,21 @@ func (r *rehearsal) hear(e *Event) {
 		return
 	}
 	c := r.of(e.Namespace + "/" + e.Service)
+	if svc := r.state.services[e.Namespace+"/"+e.Service]; svc != nil && svc.job != nil {
+		c.job = true
+	}
 	switch e.Kind {
 	case TaskPlaced:
 		c.placed[e.Task] = *e
 		c.no = nil
 		if svc := r.state.services[e.Namespace+"/"+e.Service]; svc != nil {
-			waited := svc.rollout != nil && svc.rollout.Unplaced != ""
+			waited := svc.rollout != nil && svc.rollout.Unplaced != "" || svc.job != nil && svc.job.run != nil && svc.job.run.Unplaced != ""
 			r.approximate = r.approximate || waited || svc.work.Update.StopFirst && strings.HasPrefix(e.Cause.Trigger, "task/")
 		}
 	case TaskStopping, TaskDeleted:
+		if r.ended[e.Task] {
+			break
+		}
 		if _, new := c.placed[e.Task]; new {
 			delete(c.placed, e.Task)
 		} else if !r.going[e.Task] && !c.left[e.Task] {
@@ -308,7 +371,7 @@ func (r *rehearsal) hear(e *Event) {
 
 // ending is what has become of a service.
 func (r *rehearsal) ending(key string, c *cast) Rehearsed {
-	out := Rehearsed{Asked: c.asked}
+	out := Rehearsed{Asked: c.asked, Job: c.job, Kept: c.kept}
 	out.Namespace, out.Name, _ = strings.Cut(key, "/")
 	if svc := r.state.services[key]; svc != nil {
 		out.Rollout = svc.rollout
@@ -317,11 +380,18 @@ func (r *rehearsal) ending(key string, c *cast) Rehearsed {
 				out.Kept++
 			}
 		}
-		if _, hungry := r.state.hungry[svc]; hungry && svc.rollout != nil {
-			out.Blocked = svc.rollout.Unplaced
+		if _, hungry := r.state.hungry[svc]; hungry && (svc.rollout != nil || svc.job != nil && svc.job.run != nil) {
+			if svc.rollout != nil {
+				out.Blocked = svc.rollout.Unplaced
+			} else {
+				out.Blocked = svc.job.run.Unplaced
+			}
 			if c.no != nil && c.no.Unplaced > 0 {
 				out.Unplaced = c.no
 			}
+		}
+		if svc.job != nil && svc.job.spec != 0 {
+			out.Run = svc.job.run
 		}
 	}
 	bySlot := map[int]Event{}
