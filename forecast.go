@@ -87,13 +87,14 @@ const (
 	TaskStops    TaskAction = "stop"    // it goes
 	TaskReplaced TaskAction = "replace" // another task takes its place on the same node
 	TaskMoves    TaskAction = "move"    // another task takes its place on another node
+	TaskResizes  TaskAction = "resize"  // it gets other resources, and is not restarted
 )
 
 // PlannedTask is what would happen to one replica, or to an index of a job.
 type PlannedTask struct {
 	Action TaskAction `json:"action"`
 	Slot   int        `json:"slot"`
-	Task   string     `json:"task,omitempty"` // ID of the one that goes
+	Task   string     `json:"task,omitempty"` // ID of the one that goes, or is resized
 	From   string     `json:"from,omitempty"` // its node
 	To     string     `json:"to,omitempty"`   // the new task's node
 	Cause  Cause      `json:"cause,omitzero"`
@@ -112,6 +113,8 @@ func (t *PlannedTask) what() string {
 		return "stop on " + t.From
 	case TaskReplaced:
 		return "replace on " + t.To
+	case TaskResizes:
+		return "resize on " + t.To
 	}
 	return "move " + t.From + " → " + t.To
 }
@@ -270,7 +273,7 @@ func (s *PlannedService) write(b *strings.Builder) {
 		counts[t.Action]++
 	}
 	var parts []string
-	for _, a := range []TaskAction{TaskStarts, TaskReplaced, TaskMoves, TaskStops} {
+	for _, a := range []TaskAction{TaskStarts, TaskResizes, TaskReplaced, TaskMoves, TaskStops} {
 		if n := counts[a]; n > 0 {
 			parts = append(parts, fmt.Sprintf("%d to %s", n, a))
 		}

@@ -71,6 +71,7 @@ const (
 	StepStop    StepKind = "stop"    // it goes
 	StepReplace StepKind = "replace" // another task takes its place on the same node
 	StepMove    StepKind = "move"    // another task takes its place on another node
+	StepResize  StepKind = "resize"  // it gets other resources while it runs
 )
 
 // Step is what would happen to a replica.
@@ -174,15 +175,16 @@ type cast struct {
 	placed map[string]Event // new tasks, by ID
 	gone   []Event          // why tasks that were there before go
 	left   map[string]bool  // whose events are in gone
+	sized  map[string]Event // tasks that are changed in place, by ID
 	no     *scheduler.Decision
 }
 
-func (c *cast) steps() bool { return len(c.placed)+len(c.gone) > 0 || c.no != nil }
+func (c *cast) steps() bool { return len(c.placed)+len(c.gone)+len(c.sized) > 0 || c.no != nil }
 
 func (r *rehearsal) of(service string) *cast {
 	c := r.cast[service]
 	if c == nil {
-		c = &cast{placed: map[string]Event{}, left: map[string]bool{}}
+		c = &cast{placed: map[string]Event{}, left: map[string]bool{}, sized: map[string]Event{}}
 		r.cast[service] = c
 	}
 	return c
@@ -313,6 +315,8 @@ func (r *rehearsal) answer() []store.Write {
 		case r.completes(t):
 			st.State = record.Completed
 			r.complete(t)
+		case st.State == record.Ready && !t.inForce():
+			st.InForce, st.InForceSince = t.rec.Hash, r.now
 		case st.State == record.Ready:
 			delete(r.unready, t)
 			continue
@@ -363,6 +367,13 @@ func (r *rehearsal) hear(e *Event) {
 			c.left[e.Task] = true
 			c.gone = append(c.gone, *e)
 		}
+	case TaskResized:
+		if _, new := c.placed[e.Task]; !new {
+			c.sized[e.Task] = *e
+			// Whether there is room to grow in depends on what others have done by
+			// then.
+			r.approximate = r.approximate || len(r.cast) > 1
+		}
 	case TaskUnplaced:
 		c.no = e.Decision
 		r.approximate = true
@@ -376,7 +387,13 @@ func (r *rehearsal) ending(key string, c *cast) Rehearsed {
 	if svc := r.state.services[key]; svc != nil {
 		out.Rollout = svc.rollout
 		for _, t := range svc.tasks {
-			if _, new := c.placed[t.rec.ID]; !new && t.live() {
+			_, new := c.placed[t.rec.ID]
+			e, sized := c.sized[t.rec.ID]
+			switch {
+			case !t.live() || new:
+			case sized:
+				out.Steps = append(out.Steps, Step{Kind: StepResize, Slot: e.Slot, Task: e.Task, From: e.Node, To: e.Node, Cause: e.Cause, At: e.At})
+			default:
 				out.Kept++
 			}
 		}

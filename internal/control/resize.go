@@ -18,7 +18,7 @@ import (
 // resize has the outdated task of a slot changed in place, if that can be.
 func (v *view) resize(s *slot) bool {
 	t := v.bestOutdated(s)
-	if t == nil || s.live != 1 || v.rehearsed || v.anyTemplate || !v.resizable(t) || v.adopt == nil || !v.adopt(t) {
+	if t == nil || s.live != 1 || v.anyTemplate || !v.resizable(t) || v.adopt == nil || !v.adopt(t) {
 		return false
 	}
 	v.resizes = append(v.resizes, t)
