@@ -3,7 +3,9 @@ package orchestrate_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -24,7 +26,18 @@ import (
 	volumememory "github.com/orchestrate-go/orchestrate/volume/memory"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain draws the random cases of the short mode from one seed, so that the
+// same tree has the same verdict each time; the long mode, and whoever gives a
+// seed, draws others.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if f := flag.Lookup("rapid.seed"); f.Value.String() == f.DefValue && os.Getenv("ORCHESTRATE_LONG") == "" {
+		if err := f.Value.Set("1"); err != nil {
+			panic(err)
+		}
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // open returns a fleet over a store in memory that runs, with one node. It
 // must be called inside a synctest bubble.

@@ -241,10 +241,15 @@ func lead(endpoints string) error {
 	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil {
 		return err
 	}
-	_, err = s.Commit(context.Background(), store.Txn{
-		If:     []store.Condition{l.Fence()},
-		Writes: []store.Write{store.Put("/late", []byte("paused"))},
-	})
+	for {
+		_, err = s.Commit(context.Background(), store.Txn{
+			If:     []store.Condition{l.Fence()},
+			Writes: []store.Write{store.Put("/late", []byte("paused"))},
+		})
+		if !errors.Is(err, etcd.ErrUnavailable) { // its connection may have died of the pause
+			break
+		}
+	}
 	fmt.Println("conflict", errors.Is(err, store.ErrConflict))
 	<-l.Done()
 	fmt.Println("deposed", errors.Is(l.Err(), store.ErrDeposed))
