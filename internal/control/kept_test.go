@@ -207,8 +207,9 @@ func TestEventsAreForgotten(t *testing.T) {
 		if n < control.KeepEventsEach || n >= a.count/2 {
 			t.Errorf("%d of %d events are kept, want at least %d, and most forgotten", n, a.count, control.KeepEventsEach)
 		}
-		if a.commits*10 > a.count {
-			t.Errorf("%d events took %d records, want many in one", a.count, a.commits)
+		// How many commits the agents' words arrive in is for the machine to say.
+		if a.commits*2 > a.count {
+			t.Errorf("%d events took %d records, want several in one", a.count, a.commits)
 		}
 		if item, found, err := store.Get(f.ctx, s, record.Oblivion); err != nil || !found {
 			t.Errorf("nothing says what was forgotten: %v, %v", item, err)
