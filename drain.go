@@ -171,7 +171,8 @@ func (e *BudgetError) Is(target error) bool { return target == ErrBudget }
 // service's way of updating and within its [Budget]: where tasks start first, no
 // service has fewer ready tasks than replicas in the meantime. Tasks of global
 // services stop when the others have left. Several nodes can be drained at once:
-// they keep the budgets together. A node that is lost has nothing to be moved by;
+// they keep the budgets together. Tasks of jobs stop, and their indexes run again
+// where there is room; those that have ended, and were kept for their logs, go. A node that is lost has nothing to be moved by;
 // its tasks are replaced as those of any lost node, and Drain waits for that.
 //
 // It returns nil when no task is left on the node. The error is a [*NameError]

@@ -171,7 +171,8 @@ func (s *State) left(n *node) {
 // connections.
 func (t *task) last() bool {
 	for o := range t.node.tasks {
-		if !o.over() && !o.service.work.Global && o.service.spec != 0 {
+		applied := o.service.spec != 0 || o.service.job != nil && o.service.job.spec != 0
+		if !o.over() && !o.service.work.Global && applied {
 			return false
 		}
 	}
@@ -271,6 +272,12 @@ func (s *State) blocked(t *task) Blocked {
 		b.Why, b.Message = why, fmt.Sprintf(format, args...)
 		return b
 	}
+	switch {
+	case t.over():
+		return because(BlockedStopping, "it has ended, and its record is about to go")
+	case svc.job != nil && t.rec.Stop == nil && t.node.alive && t.leaving():
+		return because(BlockedTurn, "it is about to be told to stop; its job runs the index again elsewhere")
+	}
 	v := s.view(svc)
 	p := v.pace()
 	if v.work.Stateful != nil && !v.work.Stateful.Parallel {
@@ -286,10 +293,8 @@ func (s *State) blocked(t *task) Blocked {
 		}
 	}
 	switch {
-	case t.over():
-		return because(BlockedStopping, "it has ended, and its record is about to go")
 	case t.lost() || !t.node.alive:
-		return because(BlockedNode, "node %s is lost: nobody knows what the task does, and its service replaces it", t.node.id)
+		return because(BlockedNode, "node %s is lost: nobody knows what the task does, and it is replaced", t.node.id)
 	case t.rec.Stop != nil:
 		return because(BlockedStopping, "it was told to stop %v ago", s.now.Sub(t.rec.Stop.At).Round(time.Second))
 	case t.node.spec.Drain && !t.node.leaving():

@@ -470,8 +470,8 @@ func (v *jobView) settle() {
 	for _, t := range v.tasks {
 		index := t.rec.Slot
 		switch {
-		case t.over() && v.mine(t) && t.rec.Stop == nil:
-			ended = append(ended, t)
+		case t.over() && v.mine(t) && t.rec.Stop == nil && !t.node.leaving():
+			ended = append(ended, t) // on a node that is left, logs are not kept either
 		case t.over(), t.lost() && t.node.rec == nil:
 			v.removes = append(v.removes, t)
 		case !v.mine(t):
