@@ -331,3 +331,41 @@ func TestAutoscaleByRequests(t *testing.T) {
 		}
 	})
 }
+
+// A metric of single tasks: what each says of itself, asked for those there are.
+func TestAutoscaleByTasks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var each atomic.Int64
+		s := storememory.New(storememory.Options{})
+		f, _ := openFleet(t, s, orchestrate.WithTaskMetric("queue", func(_ context.Context, service string, tasks []string) (map[string]float64, error) {
+			if service != "default/worker" || each.Load() < 0 {
+				return nil, fmt.Errorf("no metric of %s", service)
+			}
+			values := map[string]float64{}
+			for _, id := range tasks {
+				values[id] = float64(each.Load())
+			}
+			return values, nil
+		}))
+		each.Store(10)
+		w := worker(autoscale.Policy{Max: 20})
+		w.Replicas = 4
+		mustApply(t, f, w)
+		mustEnd(t, f, "worker", orchestrate.RolloutCompleted)
+		time.Sleep(time.Minute)
+		if n := tasksOf(t, f, "worker"); n != 4 {
+			t.Errorf("each of 4 tasks has what one is to have: there are %d, want still 4", n)
+		}
+		each.Store(20)
+		time.Sleep(15 * time.Second) // once decided
+		if n := tasksOf(t, f, "worker"); n < 8 {
+			t.Errorf("each of 4 tasks has twice what one is to have: there are %d, want at least 8", n)
+		}
+		each.Store(-1)
+		before := tasksOf(t, f, "worker")
+		time.Sleep(10 * time.Minute)
+		if n := tasksOf(t, f, "worker"); n < before {
+			t.Errorf("the metric failed: there are %d tasks, want no fewer than %d", n, before)
+		}
+	})
+}

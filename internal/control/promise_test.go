@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/orchestrate-go/orchestrate/internal/control"
 	"github.com/orchestrate-go/orchestrate/internal/record"
@@ -336,14 +335,5 @@ func (p *promises) verdict(name string, old, r record.Rollout) {
 		p.breaks("%s is rolled back after its result has been told", name)
 	case was != nil && (was.Hash != b.Hash || !was.Started.Equal(b.Started) || was.State != record.Progressing && was.State != b.State):
 		p.breaks("the rollback of %s to %s was %s, and is %s to %s", name, was.Hash, was.State, b.State, b.Hash)
-	}
-}
-
-// ends checks that the rollout ends if from now on no agent says anything more.
-func (p *promises) ends(name string, within time.Duration) {
-	p.s.pass(within)
-	r := p.s.rollout(name)
-	if r.Spec != p.s.kv[record.Key(record.Services, "default", name)].Revision || r.Current().State == record.Progressing && r.Phase != record.PhaseWaiting {
-		p.breaks("after %v in which nothing happened the rollout of %s is %s of spec %d", within, name, r.Current().State, r.Spec)
 	}
 }

@@ -24,13 +24,7 @@ type Proxy struct {
 	closed bool
 }
 
-// NewProxy starts a proxy in front of the address target. It is closed with the
-// test.
-func NewProxy(t testing.TB, target string) *Proxy {
-	t.Helper()
-	return newProxy(t, func() string { return target }, false)
-}
-
+// newProxy starts a proxy in front of an address. It is closed with the test.
 func newProxy(t testing.TB, target func() string, peers bool) *Proxy {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
