@@ -508,6 +508,16 @@ func (f *Fleet) Scale(ctx context.Context, name string, replicas int) error {
 	})
 }
 
+// existing reads the record of an object that a caller names. One that does not
+// exist is a [*NameError].
+func (f *Fleet) existing(ctx context.Context, kind, name, key string) (store.Item, error) {
+	item, found, err := getKey(ctx, f.store, key)
+	if err == nil && !found {
+		err = &NameError{kind, name}
+	}
+	return item, err
+}
+
 // getKey is store.Get for a key made of a caller's words: one that cannot be a
 // key names nothing.
 func getKey(ctx context.Context, s store.Store, key string) (store.Item, bool, error) {

@@ -166,12 +166,9 @@ func (f *Fleet) CronJob(ctx context.Context, name string) (CronJobStatus, error)
 	}
 	defer done()
 	ns, base := splitName(name)
-	item, found, err := getKey(ctx, f.store, record.Key(record.Crons, ns, base))
+	item, err := f.existing(ctx, KindCronJob, name, record.Key(record.Crons, ns, base))
 	if err != nil {
 		return CronJobStatus{}, err
-	}
-	if !found {
-		return CronJobStatus{}, &NameError{KindCronJob, name}
 	}
 	return f.cronStatus(ctx, item)
 }
@@ -184,23 +181,7 @@ func (f *Fleet) CronJobs(ctx context.Context, namespace string) ([]CronJobStatus
 		return nil, err
 	}
 	defer done()
-	prefix := record.Crons
-	if namespace != "" {
-		prefix = record.Key(record.Crons, namespace, "")
-	}
-	snapshot, err := f.store.List(ctx, prefix)
-	if err != nil {
-		return nil, err
-	}
-	var crons []CronJobStatus
-	for _, item := range snapshot.Items {
-		st, err := f.cronStatus(ctx, item)
-		if err != nil {
-			return nil, err
-		}
-		crons = append(crons, st)
-	}
-	return crons, nil
+	return listOf(ctx, f, record.Crons, namespace, func(item store.Item) (CronJobStatus, error) { return f.cronStatus(ctx, item) })
 }
 
 func (f *Fleet) cronStatus(ctx context.Context, item store.Item) (CronJobStatus, error) {
@@ -260,12 +241,9 @@ func (f *Fleet) Trigger(ctx context.Context, name string) (run string, err error
 	key := record.Key(record.Triggers, ns, base, id)
 	err = f.change(ctx, func(b *batch) error {
 		cron := record.Key(record.Crons, ns, base)
-		item, found, err := getKey(ctx, f.store, cron)
+		item, err := f.existing(ctx, KindCronJob, name, cron)
 		if err != nil {
 			return err
-		}
-		if !found {
-			return &NameError{KindCronJob, name}
 		}
 		b.guard(item, cron)
 		data, err := json.Marshal(record.Trigger{At: time.Now().UTC(), Actor: actorOf(ctx)})
@@ -316,12 +294,9 @@ func (f *Fleet) Trigger(ctx context.Context, name string) (run string, err error
 func (r Removal) cron(ctx context.Context, f *Fleet, b *batch) error {
 	ns, name := splitName(r.Name)
 	key := record.Key(record.Crons, ns, name)
-	item, found, err := getKey(ctx, f.store, key)
+	item, err := f.existing(ctx, KindCronJob, r.Name, key)
 	if err != nil {
 		return err
-	}
-	if !found {
-		return &NameError{KindCronJob, r.Name}
 	}
 	if b.guarded[key] {
 		return nil // named twice

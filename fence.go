@@ -84,12 +84,9 @@ func (f *Fleet) setDead(ctx context.Context, node string, stage func(*batch, sto
 	}
 	defer done()
 	return f.change(ctx, func(b *batch) error {
-		item, found, err := getKey(ctx, f.store, record.Key(record.Nodes, node))
+		item, err := f.existing(ctx, "node", node, record.Key(record.Nodes, node))
 		if err != nil {
 			return err
-		}
-		if !found {
-			return &NameError{"node", node}
 		}
 		var rec record.Node
 		if err := json.Unmarshal(item.Value, &rec); err != nil {

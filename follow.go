@@ -350,12 +350,9 @@ func (f *Fleet) Refresh(ctx context.Context, name string) ([]ImageMove, error) {
 	}
 	for {
 		ns, base := splitName(name)
-		item, found, err := getKey(ctx, f.store, record.Key(record.Services, ns, base))
+		item, err := f.existing(ctx, "service", name, record.Key(record.Services, ns, base))
 		if err != nil {
 			return nil, err
-		}
-		if !found {
-			return nil, &NameError{"service", name}
 		}
 		st, err := readService(item)
 		if err != nil {

@@ -142,12 +142,9 @@ func (f *Fleet) Rollback(ctx context.Context, name string, to int64) error {
 // history reads a service and its revisions.
 func (f *Fleet) history(ctx context.Context, name string) (store.Item, Service, []Revision, error) {
 	ns, base := splitName(name)
-	item, found, err := getKey(ctx, f.store, record.Key(record.Services, ns, base))
+	item, err := f.existing(ctx, "service", name, record.Key(record.Services, ns, base))
 	if err != nil {
 		return item, Service{}, nil, err
-	}
-	if !found {
-		return item, Service{}, nil, &NameError{"service", name}
 	}
 	var rec record.Service
 	if err := json.Unmarshal(item.Value, &rec); err != nil {

@@ -92,12 +92,9 @@ func (f *Fleet) direct(ctx context.Context, name string, action record.Directive
 	return f.change(ctx, func(b *batch) error {
 		ns, base := splitName(name)
 		key := record.Key(record.Services, ns, base)
-		service, found, err := getKey(ctx, f.store, key)
+		service, err := f.existing(ctx, "service", name, key)
 		if err != nil {
 			return err
-		}
-		if !found {
-			return &NameError{"service", name}
 		}
 		b.guard(service, key)
 		item, found, err := store.Get(ctx, f.store, record.Key(record.Rollouts, ns, base))

@@ -166,12 +166,9 @@ func (f *Fleet) Get(ctx context.Context, name string) (ServiceStatus, error) {
 
 func (f *Fleet) service(ctx context.Context, name string) (ServiceStatus, error) {
 	ns, base := splitName(name)
-	item, found, err := getKey(ctx, f.store, record.Key(record.Services, ns, base))
+	item, err := f.existing(ctx, "service", name, record.Key(record.Services, ns, base))
 	if err != nil {
 		return ServiceStatus{}, err
-	}
-	if !found {
-		return ServiceStatus{}, &NameError{"service", name}
 	}
 	st, err := readService(item)
 	if err != nil {
@@ -202,23 +199,27 @@ func (f *Fleet) List(ctx context.Context, namespace string) ([]ServiceStatus, er
 
 // services reads specs alone.
 func (f *Fleet) services(ctx context.Context, namespace string) ([]ServiceStatus, error) {
-	prefix := record.Services
+	return listOf(ctx, f, record.Services, namespace, readService)
+}
+
+// listOf reads the objects below a prefix, of a namespace or of all with "".
+func listOf[T any](ctx context.Context, f *Fleet, prefix, namespace string, read func(store.Item) (T, error)) ([]T, error) {
 	if namespace != "" {
-		prefix = record.Key(record.Services, namespace, "")
+		prefix = record.Key(prefix, namespace, "")
 	}
 	snapshot, err := f.store.List(ctx, prefix)
 	if err != nil {
 		return nil, err
 	}
-	var services []ServiceStatus
+	var all []T
 	for _, item := range snapshot.Items {
-		st, err := readService(item)
+		object, err := read(item)
 		if err != nil {
 			return nil, err
 		}
-		services = append(services, st)
+		all = append(all, object)
 	}
-	return services, nil
+	return all, nil
 }
 
 func readService(item store.Item) (ServiceStatus, error) {

@@ -103,12 +103,9 @@ func (r Removal) stage(ctx context.Context, f *Fleet, b *batch) error {
 func (r Removal) job(ctx context.Context, f *Fleet, b *batch) error {
 	ns, name := splitName(r.Name)
 	key := record.Key(record.Jobs, ns, name)
-	item, found, err := getKey(ctx, f.store, key)
+	item, err := f.existing(ctx, KindJob, r.Name, key)
 	if err != nil {
 		return err
-	}
-	if !found {
-		return &NameError{KindJob, r.Name}
 	}
 	if b.guarded[key] {
 		return nil // named twice
@@ -121,12 +118,9 @@ func (r Removal) job(ctx context.Context, f *Fleet, b *batch) error {
 
 func (r Removal) network(ctx context.Context, f *Fleet, b *batch) error {
 	key := record.Key(record.Networks, r.Name)
-	item, found, err := getKey(ctx, f.store, key)
+	item, err := f.existing(ctx, KindNetwork, r.Name, key)
 	if err != nil {
 		return err
-	}
-	if !found {
-		return &NameError{KindNetwork, r.Name}
 	}
 	if err := f.readServices(ctx, b); err != nil {
 		return err

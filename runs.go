@@ -249,12 +249,9 @@ func (f *Fleet) Job(ctx context.Context, name string) (JobStatus, error) {
 	}
 	defer done()
 	ns, base := splitName(name)
-	item, found, err := getKey(ctx, f.store, record.Key(record.Jobs, ns, base))
+	item, err := f.existing(ctx, KindJob, name, record.Key(record.Jobs, ns, base))
 	if err != nil {
 		return JobStatus{}, err
-	}
-	if !found {
-		return JobStatus{}, &NameError{KindJob, name}
 	}
 	return f.jobStatus(ctx, item)
 }
@@ -266,23 +263,7 @@ func (f *Fleet) Jobs(ctx context.Context, namespace string) ([]JobStatus, error)
 		return nil, err
 	}
 	defer done()
-	prefix := record.Jobs
-	if namespace != "" {
-		prefix = record.Key(record.Jobs, namespace, "")
-	}
-	snapshot, err := f.store.List(ctx, prefix)
-	if err != nil {
-		return nil, err
-	}
-	var jobs []JobStatus
-	for _, item := range snapshot.Items {
-		st, err := f.jobStatus(ctx, item)
-		if err != nil {
-			return nil, err
-		}
-		jobs = append(jobs, st)
-	}
-	return jobs, nil
+	return listOf(ctx, f, record.Jobs, namespace, func(item store.Item) (JobStatus, error) { return f.jobStatus(ctx, item) })
 }
 
 func readJob(item store.Item) (j Job, rec record.Job, err error) {
@@ -393,12 +374,9 @@ func (f *Fleet) suspend(ctx context.Context, name string, suspend bool) error {
 	defer done()
 	ns, base := splitName(name)
 	return f.change(ctx, func(b *batch) error {
-		item, found, err := getKey(ctx, f.store, record.Key(record.Jobs, ns, base))
+		item, err := f.existing(ctx, KindJob, name, record.Key(record.Jobs, ns, base))
 		if err != nil {
 			return err
-		}
-		if !found {
-			return &NameError{KindJob, name}
 		}
 		j, rec, err := readJob(item)
 		if err != nil || j.Suspend == suspend {
