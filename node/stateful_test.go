@@ -336,9 +336,11 @@ func TestSlotKeepsNameAndVolume(t *testing.T) {
 		s := db(2)
 		y.apply(s)
 		y.wait("db", orchestrate.RolloutCompleted)
+		mu.Lock()
 		if !hosts["db-0"] || !hosts["db-1"] || len(hosts) != 2 {
 			t.Errorf("hostnames %v, want db-0 and db-1", hosts)
 		}
+		mu.Unlock()
 		content(0, "x")
 
 		// It is killed, and restarts in place.
