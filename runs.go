@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/orchestrate-go/orchestrate/internal/control"
@@ -323,19 +322,23 @@ func (f *Fleet) WaitJob(ctx context.Context, name string) (JobResult, error) {
 	var first *record.Job
 	var last JobResult
 	for {
-		snapshot, err := f.store.List(ctx, record.Jobs)
+		if store.ValidateKey(key) != nil {
+			return last, &NameError{KindJob, name}
+		}
+		// Keys behind this one may begin with it: the job's own comes first.
+		snapshot, err := f.store.List(ctx, key)
 		if err != nil {
 			return last, err
 		}
-		at := slices.IndexFunc(snapshot.Items, func(i store.Item) bool { return i.Key == key })
-		if at < 0 && first == nil {
+		there := len(snapshot.Items) > 0 && snapshot.Items[0].Key == key
+		if !there && first == nil {
 			return last, &NameError{KindJob, name}
 		}
-		if at < 0 {
+		if !there {
 			last.Outcome, last.Ended = JobRemoved, time.Now().UTC()
 			return last, nil
 		}
-		_, rec, err := readJob(snapshot.Items[at])
+		_, rec, err := readJob(snapshot.Items[0])
 		if err != nil {
 			return last, err
 		}
@@ -346,7 +349,7 @@ func (f *Fleet) WaitJob(ctx context.Context, name string) (JobResult, error) {
 			last.Outcome, last.Ended, last.Message = JobSuperseded, time.Now().UTC(), "it was begun anew"
 			return last, nil
 		}
-		st, err := f.jobStatus(ctx, snapshot.Items[at])
+		st, err := f.jobStatus(ctx, snapshot.Items[0])
 		if err != nil {
 			return last, err
 		}
@@ -443,54 +446,4 @@ func decodeJobWork(namespace, name string, rec record.Job) (control.JobWork, err
 		w.Rules = append(w.Rules, rule)
 	}
 	return w, nil
-}
-
-// expire removes jobs whose time to live is over, while the fleet leads.
-func (f *Fleet) expire(ctx context.Context, fence store.Condition) {
-	for ctx.Err() == nil {
-		next, after, err := f.expireOnce(ctx, fence)
-		if err != nil && ctx.Err() == nil {
-			f.opts.logger.Warn("cannot remove jobs that have expired; trying again", "error", err)
-			next = time.Now().Add(time.Second)
-		}
-		wait, cancel := ctx, context.CancelFunc(func() {})
-		if !next.IsZero() {
-			wait, cancel = context.WithDeadline(ctx, next)
-		}
-		_ = f.next(wait, []string{record.Jobs, record.Runs}, after) // whatever ended it, it is time to look again
-		cancel()
-	}
-}
-
-// expireOnce removes the jobs whose time is over, and returns when the next's is.
-func (f *Fleet) expireOnce(ctx context.Context, fence store.Condition) (next time.Time, after int64, err error) {
-	jobs, err := f.store.List(ctx, record.Jobs)
-	if err != nil {
-		return next, 0, err
-	}
-	for _, item := range jobs.Items {
-		j, rec, err := readJob(item)
-		if err != nil || j.TTL <= 0 {
-			continue // the planner says what is wrong with it
-		}
-		run, err := f.run(ctx, j.Namespace, j.Name)
-		if err != nil || run == nil || run.Number != rec.Run || !run.State.Final() {
-			continue
-		}
-		if at := run.Ended.Add(j.TTL); at.After(time.Now()) {
-			if next.IsZero() || at.Before(next) {
-				next = at
-			}
-			continue
-		}
-		b := &batch{guarded: map[string]bool{}, reason: reasonExpired}
-		b.If = append(b.If, fence)
-		b.guard(item, item.Key)
-		b.Writes = append(b.Writes, store.Delete(item.Key))
-		b.tell(WithActor(ctx, record.ActorPlanner), record.Event{Kind: record.JobGone, Namespace: j.Namespace, Service: j.Name, Revision: rec.Run})
-		if err := f.commit(ctx, b); err != nil {
-			return next, jobs.Revision, err
-		}
-	}
-	return next, jobs.Revision, nil
 }
