@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -310,8 +309,7 @@ func (f *Fleet) state(ctx context.Context, now time.Time) (*control.State, error
 	if err != nil {
 		return nil, err
 	}
-	slices.SortFunc(snapshot.Items, func(a, b store.Item) int { return strings.Compare(a.Key, b.Key) })
-	s := control.NewState(control.Config{Decode: decodeWorkload, Place: f.opts.scheduler, LostAfter: f.opts.lostAfter})
+	s := control.NewState(f.plannerConfig(false))
 	s.Load(snapshot, now)
 	return s, nil
 }
