@@ -122,7 +122,9 @@ func (c *crossing) take(name string, v *view, rules []network.Rule) {
 				waits[other] = true
 			}
 		}
-		c.withdrawn[a] = waits
+		if len(waits) > 0 { // else nobody names it any more
+			c.withdrawn[a] = waits
+		}
 	}
 	if v.known {
 		for _, r := range v.rules {

@@ -181,10 +181,12 @@ func (v sharedVolumes) List(ctx context.Context) ([]volume.Status, error) {
 	if err != nil {
 		return nil, err
 	}
+	owners, err := v.share.owners(ctx)
+	if err != nil {
+		return nil, err
+	}
 	for i := range list {
-		if list[i].Tasks, err = only(ctx, v.share, list[i].Tasks, func(id string) string { return id }); err != nil {
-			return nil, err
-		}
+		list[i].Tasks = slices.DeleteFunc(list[i].Tasks, func(id string) bool { return !v.share.mine(owners[id]) })
 	}
 	return list, nil
 }
