@@ -12,7 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 
-	"github.com/orchestrate-go/orchestrate/internal/remote"
+	"github.com/orchestrate-go/orchestrate/internal/registries"
 	"github.com/orchestrate-go/orchestrate/runtime"
 )
 
@@ -58,7 +58,7 @@ func (r *Runtime) resolve(ctx context.Context, ref string, opts runtime.PullOpti
 			return "", err
 		}
 	}
-	return remote.Digest(r.store.with(ctx), ref, opts)
+	return registries.Digest(r.store.with(ctx), ref, opts)
 }
 
 // pin has an image that is here by the digest of ref known by ref too, so that

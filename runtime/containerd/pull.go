@@ -17,7 +17,7 @@ import (
 	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/orchestrate-go/orchestrate/internal/remote"
+	"github.com/orchestrate-go/orchestrate/internal/registries"
 	"github.com/orchestrate-go/orchestrate/runtime"
 )
 
@@ -72,18 +72,18 @@ func (r *Runtime) pull(ctx context.Context, ref string, opts runtime.PullOptions
 			return nil, err
 		}
 	}
-	named, err := remote.Parse(ref)
+	named, err := registries.Parse(ref)
 	if err != nil {
 		return nil, err
 	}
 	ctx = r.store.with(ctx)
 	before, beforeErr := r.store.client.ImageService().Get(ctx, ref)
-	res := &resolver{as: ref, name: named.String(), inner: remote.New(ctx, opts), progress: opts.Progress}
+	res := &resolver{as: ref, name: named.String(), inner: registries.New(ctx, opts), progress: opts.Progress}
 	img, err := r.store.client.Pull(ctx, ref,
 		client.WithResolver(res), client.WithPlatformMatcher(platform),
 		client.WithPullLabel(labelPlatform, opts.Platform), client.WithMaxConcurrentDownloads(4))
 	if err != nil {
-		return nil, remote.Error(err, res.resolved)
+		return nil, registries.Error(err, res.resolved)
 	}
 	b, err := r.store.unpacked(ctx, img.Metadata(), platform)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/orchestrate-go/orchestrate/internal/remote"
+	"github.com/orchestrate-go/orchestrate/internal/registries"
 	"github.com/orchestrate-go/orchestrate/runtime"
 )
 
@@ -45,7 +45,7 @@ func (r *Resolver) Resolve(ctx context.Context, ref string, opts runtime.PullOpt
 	if opts.PlainHTTP == nil {
 		opts.PlainHTTP = r.PlainHTTP
 	}
-	digest, err := remote.Digest(ctx, ref, opts)
+	digest, err := registries.Digest(ctx, ref, opts)
 	if err != nil {
 		return "", fmt.Errorf("resolve image %q: %w", ref, err)
 	}

@@ -1,7 +1,7 @@
-// Package remote speaks to image registries for those packages that may, with
+// Package registries speaks to image registries for those packages that may, with
 // the client of containerd: all of them read references, choose between http
 // and https, and give errors their meaning in the same way.
-package remote
+package registries
 
 import (
 	"context"
