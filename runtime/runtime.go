@@ -331,7 +331,7 @@ type LogReader interface {
 // LogOptions chooses lines.
 type LogOptions struct {
 	Follow bool
-	Since  time.Time // zero: from the first kept line
+	Since  time.Time // lines of this time and later; zero: from the first kept line
 	Tail   int       // 0: all; n: the last n kept lines, then on
 }
 

@@ -67,6 +67,11 @@ func abilityCases() []testCase {
 			if got, err = read(runtime.LogOptions{Since: time.Now().Add(-time.Hour)}); err != nil || len(got) != 100 {
 				e.errorf("Since an hour ago: got %d lines, %v; want 100", len(got), err)
 			}
+			// Whoever reads on from the last line it had, by its time, misses none.
+			last := got[len(got)-1]
+			if got, err = read(runtime.LogOptions{Since: last.Time}); err != nil || len(got) == 0 || string(got[len(got)-1].Text) != string(last.Text) {
+				e.errorf("Since the time of the last line: got %d lines, %v; want that line too", len(got), err)
+			}
 			boom := errors.New("boom")
 			if err := logs.Logs(e.ctx, "a", runtime.LogOptions{}, func(runtime.LogLine) error { return boom }); !errors.Is(err, boom) {
 				e.errorf("an error of the callback: got %v, want that", err)
