@@ -42,6 +42,29 @@ type sim struct {
 	told  int
 	// planned is called with each plan before it is carried out.
 	planned func(control.Plan)
+	// What was decoded of records, by their text: the promises ask after each step,
+	// and little of what they read has changed.
+	read struct {
+		tasks    map[string]record.Task
+		statuses map[string]record.Status
+		rollouts map[string]record.Rollout
+	}
+}
+
+// recall decodes a record, once for each text.
+func recall[T any](known *map[string]T, value []byte) (T, error) {
+	if v, ok := (*known)[string(value)]; ok {
+		return v, nil
+	}
+	var v T
+	if err := json.Unmarshal(value, &v); err != nil {
+		return v, err
+	}
+	if *known == nil || len(*known) > 10_000 {
+		*known = map[string]T{}
+	}
+	(*known)[string(value)] = v
+	return v, nil
 }
 
 func newSim(t testing.TB) *sim {
@@ -255,8 +278,8 @@ func (s *sim) tasks(service string) []record.Task {
 		if !strings.HasPrefix(key, record.Tasks) {
 			continue
 		}
-		var t record.Task
-		if json.Unmarshal(i.Value, &t) != nil {
+		t, err := recall(&s.read.tasks, i.Value)
+		if err != nil {
 			continue // a story about bad records
 		}
 		if service == "" || t.Service == service {
@@ -269,11 +292,11 @@ func (s *sim) tasks(service string) []record.Task {
 
 func (s *sim) status(t record.Task) (record.Status, bool) {
 	i, ok := s.kv[record.Key(record.Statuses, t.Node, t.ID)]
-	var st record.Status
-	if ok && json.Unmarshal(i.Value, &st) != nil {
+	if !ok {
 		return record.Status{}, false
 	}
-	return st, ok
+	st, err := recall(&s.read.statuses, i.Value)
+	return st, err == nil
 }
 
 // report is the agent's: the task is in a state now.
@@ -292,9 +315,13 @@ func (s *sim) report(t record.Task, state record.State, failure *record.Failure)
 }
 
 func (s *sim) rollout(name string) record.Rollout {
-	var r record.Rollout
-	if i, ok := s.kv[record.Key(record.Rollouts, "default", name)]; ok {
-		unmarshal(s.t, i.Value, &r)
+	i, ok := s.kv[record.Key(record.Rollouts, "default", name)]
+	if !ok {
+		return record.Rollout{}
+	}
+	r, err := recall(&s.read.rollouts, i.Value)
+	if err != nil {
+		s.t.Fatal(err)
 	}
 	return r
 }
