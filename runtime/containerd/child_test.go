@@ -27,7 +27,7 @@ import (
 // in the environment and a folder as the first argument.
 const childEnv = "ORCHESTRATE_TEST_CHILD"
 
-var children = map[string]func() error{"serve": serve, "churn": churn, "unified": unified, "daemon": daemonChild, "client-churn": clientChurn, "held": held}
+var children = map[string]func() error{"serve": serve, "churn": churn, "unified": unified, "daemon": daemonChild, "client-churn": clientChurn, "held": held, "flood": flood}
 
 func child(t *testing.T, name, root string) *exec.Cmd {
 	t.Helper()

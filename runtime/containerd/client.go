@@ -143,6 +143,7 @@ func (cl *Client) connect() (err error) {
 		}
 	}()
 	undo = append(undo, func() { r.lock.Close() })
+	undo = append(undo, func() { r.endLogGuard(true) })
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	undo = append(undo, r.cancel)
 	r.cgroups = newCgroupTree("/orchestrate/" + shortHash(r.root))
@@ -163,6 +164,10 @@ func (cl *Client) connect() (err error) {
 	defer cancel()
 	if _, err := cl.client.Version(ctx); err != nil {
 		return fmt.Errorf("%w: %w", ErrNoDaemon, err)
+	}
+	// An earlier process's: its work is ours now.
+	if err := r.endLogGuard(false); err != nil {
+		return err
 	}
 	if err := cl.adopt(ctx); err != nil {
 		return fmt.Errorf("adopt containers: %w", err)

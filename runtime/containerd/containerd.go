@@ -70,6 +70,7 @@ type Runtime struct {
 	starting   map[string]*turn      // who may change a container, by ID
 	chains     map[string]int        // layers that starts under way use, by chain ID
 	hold       hold
+	logGuard   logGuard
 	calls      sync.WaitGroup // calls under way, that Close waits for
 }
 
@@ -152,7 +153,7 @@ func (r *Runtime) open() (err error) {
 		return err
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
-	undo := func() { r.cancel(); r.lock.Close() }
+	undo := func() { r.cancel(); r.endLogGuard(true); r.lock.Close() }
 	r.cgroups = newCgroupTree("/orchestrate/" + name)
 	if r.store, err = openStore(r); err != nil {
 		undo()
@@ -169,7 +170,12 @@ func (r *Runtime) open() (err error) {
 		undo()
 		return err
 	}
-	if err := r.adopt(); err != nil {
+	// An earlier process's: its work is ours now.
+	err = r.endLogGuard(false)
+	if err == nil {
+		err = r.adopt()
+	}
+	if err != nil {
 		r.cancel()
 		r.wg.Wait()
 		r.logs.close()
@@ -202,7 +208,7 @@ func (r *Runtime) Close() error {
 	r.calls.Wait()
 	r.cancel()
 	r.wg.Wait()
-	err := errors.Join(r.engine.detach(), r.logs.close(), r.store.close())
+	err := errors.Join(r.engine.detach(), r.logs.close(), r.store.close(), r.endLogGuard(len(r.containers) > 0))
 	if len(r.containers) == 0 {
 		// Nothing runs: leave nothing in the tmpfs and no cgroup.
 		r.cgroups.removeRoot()

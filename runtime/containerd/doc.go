@@ -58,11 +58,12 @@
 //
 // Output is written to files by the shim, and indexed and bounded by this
 // program while it has the runtime open: no line is lost within the bound. While
-// no program has it open the files grow without bound, and the next Open cuts
-// them down to it at once. It cannot be otherwise with this shim: it appends to
-// a file that it keeps open, a pipe that nobody reads would stop the container,
-// and a quota would lose lines. Who leaves containers to themselves for long
-// keeps Root on a file system that may fill.
+// no program has it open a guard keeps to the same bound: a process of /bin/sh
+// that looks each second, and more often while it finds too much, so that as much
+// again as is written meanwhile is on the disk for that long. It needs find, stat,
+// awk and fallocate (findutils, coreutils, awk, util-linux); without them, or if it
+// is killed, the next Open cuts the files down at once. A service manager must
+// leave it alone with the shims (systemd: KillMode=process).
 //
 // # With a daemon
 //

@@ -3,18 +3,11 @@
 package containerd
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,13 +16,12 @@ import (
 )
 
 // A container that is held must end in time although this process is dead. What
-// sees to it is a guard: a shell that outlives the process, beside the
-// containers and as long as there are held ones. It reads from a file until when
-// they may run, by the clock that counts suspended time too (/proc/uptime), and
-// kills their cgroups when that is over, again and again. It is there before the
-// first of them is started. The folder State/held has a file for each, with the
-// path of its cgroup, and until, without which the guard ends.
-const guard = `while read -r until 2>/dev/null <"$1/until"; do
+// sees to it is a guard, for as long as there are held containers. It reads from a
+// file until when they may run, by the clock that counts suspended time too
+// (/proc/uptime), and kills their cgroups when that is over, again and again. It is
+// there before the first of them is started. The folder State/held has a file for
+// each, with the path of its cgroup, and until, without which the guard ends.
+const holdScript = `while read -r until 2>/dev/null <"$1/until"; do
 	read -r up rest </proc/uptime
 	if [ "${up%.*}" -ge "$until" ]; then
 		for file in "$1"/*.container; do
@@ -57,9 +49,7 @@ func (r *Runtime) heldDir() string { return filepath.Join(r.state, "held") }
 
 func (r *Runtime) heldFile(id string) string { return filepath.Join(r.heldDir(), id+".container") }
 
-// Hold implements [runtime.Holder]. The guard is a process of the machine's
-// /bin/sh; a service manager that kills all processes of the program with it,
-// as systemd does without KillMode=process, kills it too, as it does shims.
+// Hold implements [runtime.Holder].
 func (r *Runtime) Hold(ctx context.Context, d time.Duration) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -109,7 +99,10 @@ func (r *Runtime) letGo(id string) {
 	}
 	if held, err := filepath.Glob(r.heldFile("*")); err == nil && len(held) == 0 {
 		os.Remove(filepath.Join(r.heldDir(), "until"))
-		r.endGuard()
+		// It would end by itself a moment later.
+		if err := r.holdGuard().end(); err != nil {
+			r.log.Warn("held containers are gone", "error", err)
+		}
 	}
 }
 
@@ -129,61 +122,15 @@ func (r *Runtime) setUntil(until time.Time) error {
 	if err := os.Rename(file+".next", file); err != nil {
 		return err
 	}
-	if r.guardPID() != 0 {
-		return nil
+	if g := r.holdGuard(); g.pid() == 0 {
+		return g.start(nil)
 	}
-	return r.startGuard()
+	return nil
 }
 
-// startGuard starts one that is nobody's child, so that nobody need wait for it.
-func (r *Runtime) startGuard() error {
-	cmd := exec.Command("/bin/sh", "-c", `/bin/sh -c "$0" orchestrate-guard "$1" </dev/null >/dev/null 2>&1 & echo $!`, guard, r.heldDir())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	out, err := cmd.Output()
-	if err != nil {
-		return fmt.Errorf("start the guard of held containers: %w", err)
-	}
-	return os.WriteFile(r.guardFile(), bytes.TrimSpace(out), 0o600)
-}
-
-func (r *Runtime) guardFile() string { return filepath.Join(r.heldDir(), "guard") }
-
-// guardPID is the guard's, also one that an earlier process started; 0 when
-// there is none.
-func (r *Runtime) guardPID() int {
-	text, err := os.ReadFile(r.guardFile())
-	if err != nil {
-		return 0
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		return 0
-	}
-	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	if err != nil || !bytes.Contains(line, []byte("orchestrate-guard")) || !bytes.Contains(line, []byte(r.heldDir())) {
-		return 0
-	}
-	return pid
-}
-
-// endGuard ends the guard at once; it would end by itself a moment later.
-func (r *Runtime) endGuard() {
-	pid := r.guardPID()
-	if pid == 0 {
-		return
-	}
-	fd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return
-	}
-	defer unix.Close(fd)
-	if r.guardPID() != pid { // that of a stranger by now
-		return
-	}
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err == nil {
-		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 5000)
-	}
-	if err := os.Remove(r.guardFile()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		r.log.Warn("a file of the guard is left", "error", err)
+func (r *Runtime) holdGuard() guard {
+	return guard{
+		file: filepath.Join(r.heldDir(), "guard"), name: "orchestrate-guard",
+		script: holdScript, args: []string{r.heldDir()},
 	}
 }

@@ -28,8 +28,8 @@ import (
 // (fallocate(2)): a file's length grows for ever, the disk it takes does not,
 // and what is appended meanwhile is not touched. Renaming would need the
 // shim's help, and copying and truncating loses what is written in between.
-// While no program has the runtime open nothing is punched; the next Open
-// catches up.
+// While no program has the runtime open a guard punches; the next Open catches
+// up.
 //
 // Raw output has no times. Beside each file lies an index, 1.out.idx, of
 // pairs of 8 bytes, little-endian: a length that the file had, and when that

@@ -25,7 +25,7 @@ const writerRecheck = 10 * time.Millisecond
 // maxLine is the length above which a line comes in pieces.
 const maxLine = 16 << 10
 
-func (r *Runtime) logDir(id string) string { return filepath.Join(r.root, "logs", id) }
+func (r *Runtime) logDir(id string) string { return filepath.Join(r.logsDir(), id) }
 
 // makeLogs makes the files that the shim writes a run's output to, and
 // watches them.
@@ -35,6 +35,9 @@ func (r *Runtime) makeLogs(spec runtime.Spec, rec *record) (stdout, stderr strin
 		return "", "", fmt.Errorf("logs: %w", err)
 	}
 	rec.LogLimit = logLimit(spec.Logs)
+	if err := saveLimit(dir, rec.LogLimit); err != nil {
+		return "", "", fmt.Errorf("logs: %w", err)
+	}
 	if err := r.watchLogs(*rec); err != nil {
 		return "", "", fmt.Errorf("logs: %w", err)
 	}
@@ -42,6 +45,7 @@ func (r *Runtime) makeLogs(spec runtime.Spec, rec *record) (stdout, stderr strin
 }
 
 func (r *Runtime) watchLogs(rec record) error {
+	r.guardLogs()
 	d, err := openLogDir(r.logDir(rec.ID), rec.Run, rec.LogLimit)
 	if err != nil {
 		return err
