@@ -28,6 +28,10 @@ func FuzzRecords(f *testing.F) {
 		{record.Nodes + "n2", `{"id": "n3", "ready": true}`},
 		{record.NodeSpecs + "n1", `{"drain": true, "labels": {"a": "b"}, "taints": [{}]}`},
 		{record.Alive + "n7", ``},
+		// No store of this library takes these keys, but others may write to it.
+		{record.Services + "default/", `{"spec": {"replicas": 1}, "hash": "v2", "revision": 2}`},
+		{record.Services + "default/" + strings.Repeat("x", 1000), `{"spec": {"replicas": 1}, "hash": "v2", "revision": 2}`},
+		{record.Nodes, `{"capacity": {"memory": 4000, "cpu": 4000}}`},
 		{"", ``}, {"/", ``}, {"//", ``},
 	} {
 		f.Add(seed.key, []byte(seed.value), false)

@@ -219,7 +219,11 @@ func (s *State) offer(n *node) error {
 	spec.Taints = append(spec.Taints[:len(spec.Taints):len(spec.Taints)], n.spec.Taints...)
 	s.feed()
 	s.markGlobals()
-	if err := s.cluster.SetNode(spec); err != nil {
+	err := usable(n.id)
+	if err == nil {
+		err = s.cluster.SetNode(spec)
+	}
+	if err != nil {
 		// What it was before must not stand: the node may have been drained,
 		// and would be given tasks that it is then to give up. It gets none.
 		_ = s.cluster.SetNode(scheduler.Node{ID: n.id})

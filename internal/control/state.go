@@ -338,10 +338,23 @@ func (s *State) service(key string) (*service, error) {
 	if parts == nil {
 		return nil, fmt.Errorf("want a key of the form NAMESPACE/NAME, have %q", key)
 	}
+	if err := usable(key); err != nil {
+		return nil, err
+	}
 	svc := &service{key: key, namespace: parts[0], name: parts[1]}
 	svc.timer.due = func() { s.mark(svc) }
 	s.services[key] = svc
 	return svc, nil
+}
+
+// usable refuses a name of which no keys can be made. No store of this library
+// takes one, but others may have written to it: a plan that no store can commit
+// would stop all others too.
+func usable(name string) error {
+	if len(name) > store.MaxKeyBytes/2 {
+		return fmt.Errorf("a name of %d bytes: want at most %d", len(name), store.MaxKeyBytes/2)
+	}
+	return store.ValidateKey("/" + name)
 }
 
 // forget drops the entry of a name of which nothing is left.
