@@ -23,7 +23,8 @@ import (
 // what breaks a rule with a [*ValidationError]. It takes a fleet that reads
 // schedules, see [WithSchedules]; package local opens one. An Apply changes the
 // runs that come, and none that there are. A change of the Schedule or TimeZone
-// begins it anew from that moment. [Fleet.Remove] removes its runs too.
+// begins it anew from that moment. What images mean is settled by the Apply, or by
+// each run, as their policy says; see [WithResolver]. [Fleet.Remove] removes its runs too.
 type CronJob struct {
 	// Namespace and Labels are as in [Service]. Name is at most
 	// [MaxCronName] characters long.

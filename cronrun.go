@@ -168,7 +168,7 @@ func (f *Fleet) stepCron(ctx context.Context, fence store.Condition, v *cronView
 	}
 	taken := map[string]bool{}
 	if !step.Start.IsZero() {
-		name, err := f.makeRun(ctx, b, &c, record.CronRun{Name: v.name, Created: rec.Created, At: step.Start.UTC()}, taken)
+		name, err := f.makeRun(ctx, b, &c, &rec, record.CronRun{Name: v.name, Created: rec.Created, At: step.Start.UTC()}, taken)
 		if err != nil {
 			return wake, err
 		}
@@ -184,7 +184,7 @@ func (f *Fleet) stepCron(ctx context.Context, fence store.Condition, v *cronView
 		b.guard(item, item.Key)
 		b.Writes = append(b.Writes, store.Delete(item.Key))
 		run := record.CronRun{Name: v.name, Created: rec.Created, At: now, Trigger: item.Key[strings.LastIndexByte(item.Key, '/')+1:]}
-		name, err := f.makeRun(WithActor(ctx, cmp.Or(t.Actor, record.ActorApplication)), b, &c, run, taken)
+		name, err := f.makeRun(WithActor(ctx, cmp.Or(t.Actor, record.ActorApplication)), b, &c, &rec, run, taken)
 		if err != nil {
 			return wake, err
 		}
@@ -244,7 +244,7 @@ func (f *Fleet) deleteRun(ctx context.Context, b *batch, item store.Item) {
 }
 
 // makeRun adds a run to a batch, under a name that nothing has.
-func (f *Fleet) makeRun(ctx context.Context, b *batch, c *CronJob, of record.CronRun, taken map[string]bool) (name string, err error) {
+func (f *Fleet) makeRun(ctx context.Context, b *batch, c *CronJob, rec *record.Cron, of record.CronRun, taken map[string]bool) (name string, err error) {
 	name = control.RunName(c.Name, of.At, func(name string) bool {
 		if err != nil || taken[name] {
 			return err == nil
@@ -266,12 +266,14 @@ func (f *Fleet) makeRun(ctx context.Context, b *batch, c *CronJob, of record.Cro
 	}
 	j := c.Job
 	j.Namespace, j.Name = c.Namespace, name
-	spec, err := json.Marshal(j.WithDefaults())
+	j = j.WithDefaults()
+	spec, err := json.Marshal(j)
 	if err != nil {
 		return "", err
 	}
-	now := time.Now().UTC()
-	data, err := json.Marshal(record.Job{Spec: spec, Run: 1, Hash: j.WithDefaults().Template.Hash(), Created: now, Updated: now, Actor: actorOf(ctx), Cron: &of})
+	now, pins := time.Now().UTC(), f.cronRunPins(c, rec)
+	data, err := json.Marshal(record.Job{Spec: spec, Run: 1, Hash: j.Template.pinned(pins.digests).Hash(), Created: now, Updated: now, Actor: actorOf(ctx), Cron: &of,
+		Digests: pins.digests, Unresolved: pins.unresolved})
 	if err != nil {
 		return "", err
 	}

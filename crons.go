@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -90,15 +91,20 @@ func (c CronJob) stage(ctx context.Context, f *Fleet, b *batch) error {
 	now := time.Now().UTC()
 	rec := record.Cron{Spec: spec, Since: now, Created: now, Updated: now, Actor: actorOf(ctx)}
 	var old CronJob
+	var last record.Cron
 	if found {
-		var last record.Cron
 		if old, last, err = readCron(item); err != nil {
 			return err
 		}
-		if bytes.Equal(last.Spec, spec) {
+		rec.Created = last.Created
+	}
+	if rec.Digests, err = f.pinCron(ctx, b, &c, &last, &old); err != nil {
+		return err
+	}
+	if found {
+		if bytes.Equal(last.Spec, spec) && maps.Equal(last.Digests, rec.Digests) {
 			return nil
 		}
-		rec.Created = last.Created
 		if old.Schedule == c.Schedule && old.TimeZone == c.TimeZone && (c.Suspend || !old.Suspend) {
 			rec.Since = last.Since
 		}
@@ -137,6 +143,9 @@ type CronJobStatus struct {
 	CronJob
 	Created time.Time // when it was first applied
 	Updated time.Time
+	// Digests are what its images meant when it was applied, by reference; see
+	// [WithResolver].
+	Digests map[string]string
 
 	// Next is when the schedule fits next; zero when it never does, is suspended,
 	// or this fleet cannot read it.
@@ -189,7 +198,7 @@ func (f *Fleet) cronStatus(ctx context.Context, item store.Item) (CronJobStatus,
 	if err != nil {
 		return CronJobStatus{}, err
 	}
-	st := CronJobStatus{CronJob: c, Created: rec.Created, Updated: rec.Updated}
+	st := CronJobStatus{CronJob: c, Created: rec.Created, Updated: rec.Updated, Digests: rec.Digests}
 	if next, _, err := f.schedule(&c); err == nil && !c.Suspend {
 		st.Next = next(time.Now()).UTC()
 	}

@@ -5,6 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -13,19 +16,20 @@ import (
 	"github.com/orchestrate-go/orchestrate/store"
 )
 
-// follower looks after the images of all services while this fleet leads: it
-// finds out what could not be found out at Apply, and follows tags. It writes
-// specs as an application does, so its commits have the fence of the term.
+// follower looks after the images of all services and jobs while this fleet
+// leads: it finds out what could not be found out at Apply, and follows the tags
+// of services. It writes specs as an application does, so its commits have the
+// fence of the term.
 type follower struct {
 	fleet *Fleet
 	fence store.Condition
 	wake  chan struct{} // has one token when something has changed
 
-	mu       sync.Mutex // guards what follows
-	services map[string]*followed
+	mu       sync.Mutex           // guards what follows
+	services map[string]*followed // and jobs, by key
 }
 
-// followed is a service that has something to follow.
+// followed is a service or a job that has something to follow.
 type followed struct {
 	item     store.Item
 	track    TrackPolicy
@@ -43,15 +47,17 @@ func (f *Fleet) follow(ctx context.Context, fence store.Condition) {
 	w := &follower{fleet: f, fence: fence, wake: make(chan struct{}, 1), services: map[string]*followed{}}
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Go(func() {
-		for ctx.Err() == nil {
-			err := store.Follow(ctx, f.store, record.Services, w)
-			if ctx.Err() == nil {
-				f.opts.logger.Warn("cannot follow images; trying again", "error", err)
-				pause(ctx, time.Second)
+	for _, prefix := range []string{record.Services, record.Jobs} {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				err := store.Follow(ctx, f.store, prefix, followedUnder{w, prefix})
+				if ctx.Err() == nil {
+					f.opts.logger.Warn("cannot follow images; trying again", "error", err)
+					pause(ctx, time.Second)
+				}
 			}
-		}
-	})
+		})
+	}
 	for ctx.Err() == nil {
 		var timer <-chan time.Time
 		due, next := w.due(time.Now())
@@ -80,18 +86,23 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// Reset and Apply implement [store.Follower].
-func (w *follower) Reset(snapshot store.Snapshot) error {
+// followedUnder is what a follower has of one prefix. It is a [store.Follower].
+type followedUnder struct {
+	*follower
+	prefix string
+}
+
+func (w followedUnder) Reset(snapshot store.Snapshot) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	clear(w.services)
+	maps.DeleteFunc(w.services, func(key string, _ *followed) bool { return strings.HasPrefix(key, w.prefix) })
 	for _, item := range snapshot.Items {
 		w.set(item)
 	}
 	return nil
 }
 
-func (w *follower) Apply(batch store.Batch) error {
+func (w followedUnder) Apply(batch store.Batch) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, c := range batch.Changes {
@@ -104,8 +115,12 @@ func (w *follower) Apply(batch store.Batch) error {
 	return nil
 }
 
-// set notes a service's record. w.mu is held.
+// set notes a record. w.mu is held.
 func (w *follower) set(item store.Item) {
+	if strings.HasPrefix(item.Key, record.Jobs) {
+		w.setJob(item)
+		return
+	}
 	var rec record.Service
 	var s struct {
 		Track TrackPolicy `json:"track"`
@@ -121,6 +136,25 @@ func (w *follower) set(item store.Item) {
 	}
 	if e.due.IsZero() {
 		return
+	}
+	w.services[item.Key] = e
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// setJob notes a job's record, which is looked at as long as some image of it has
+// no meaning: at once when nobody has asked yet.
+func (w *follower) setJob(item store.Item) {
+	delete(w.services, item.Key)
+	var rec record.Job
+	if json.Unmarshal(item.Value, &rec) != nil || len(rec.Unresolved) == 0 {
+		return
+	}
+	e := &followed{item: item, missing: true, due: time.Now()}
+	if !slices.Contains(slices.Collect(maps.Values(rec.Unresolved)), "") {
+		e.due = e.due.Add(retryAfter(0))
 	}
 	w.services[item.Key] = e
 	select {
@@ -167,7 +201,7 @@ func (w *follower) look(ctx context.Context, due []*followed) {
 			defer func() { <-turns }()
 			err := w.lookAt(ctx, e)
 			if err != nil && ctx.Err() == nil && !errors.Is(err, errMeanwhile) {
-				w.fleet.opts.logger.Warn("cannot look after the images of a service", "key", e.item.Key, "error", err)
+				w.fleet.opts.logger.Warn("cannot look after the images of a service or job", "key", e.item.Key, "error", err)
 			}
 		})
 	}
@@ -179,6 +213,9 @@ var errMeanwhile = errors.New("the service has changed meanwhile")
 
 func (w *follower) lookAt(ctx context.Context, e *followed) error {
 	f := w.fleet
+	if strings.HasPrefix(e.item.Key, record.Jobs) {
+		return f.pinJobLate(ctx, e.item, w.fence)
+	}
 	st, err := readService(e.item)
 	if err != nil {
 		return err

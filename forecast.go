@@ -194,10 +194,13 @@ func readRehearsed(r *control.Rehearsed, now time.Time) PlannedService {
 // String is the plan as a table for people: what changes in the specs, what
 // happens to which replica and why, what has no place, and what is left.
 func (p *Plan) String() string {
-	if len(p.Changes) == 0 {
-		return "nothing changes\n"
-	}
 	var b strings.Builder
+	for _, l := range p.Left {
+		fmt.Fprintf(&b, "= %s\n", l)
+	}
+	if len(p.Changes) == 0 {
+		return b.String() + "nothing changes\n"
+	}
 	for _, c := range p.Changes {
 		switch {
 		case c.Before == nil && c.Implicit:

@@ -24,7 +24,8 @@ import (
 // refuses what breaks a rule with a [*ValidationError]. An Apply that changes the
 // Template, the labels or Completions begins the job anew, as does one of a job
 // that failed; of one that completed, and of anything else that changes, it does
-// not. A service and a job of one namespace cannot have the same name.
+// not. What the tags of its images mean is settled when a run begins; see
+// [WithResolver]. A service and a job of one namespace cannot have the same name.
 type Job struct {
 	// Namespace, Name and Labels are as in [Service].
 	Namespace string            `json:"namespace,omitempty"`

@@ -29,10 +29,16 @@ import (
 // it keeps its digest. [Service.Track] follows a tag without an Apply,
 // [Fleet.Refresh] once. A reference that has a digest of its own means that.
 //
+// Of a [Job] it is settled when a run of it begins, for all tasks of the run. Of
+// a [CronJob] it is when it is applied, so that its schedule does not depend on
+// who answers at its times; with [runtime.PullAlways] and [runtime.PullNever] each
+// run looks anew, and runs what the last Apply found where the answer does not
+// come.
+//
 // A new reference that does not exist is stored without a digest, and its tasks
 // fail for it. While it cannot be asked for, nothing of the revision starts; the
 // fleet that leads goes on asking until the rollout's deadline, and then it has
-// failed with [ReasonImage].
+// failed with [ReasonImage]; a job until its Deadline.
 func WithResolver(r runtime.Resolver) Option { return func(o *options) { o.resolver = r } }
 
 // resolveTimeout bounds how long one Apply waits for what tags mean.
@@ -54,6 +60,8 @@ type imageWish struct {
 	origin  string            // of the revision
 	// keep has the references that the service names already left as they are.
 	keep bool
+	// going has the run of a job go on, of which nothing but images changes.
+	going bool
 }
 
 // references returns the images of t that have no digest of their own, with

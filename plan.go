@@ -26,6 +26,9 @@ type Plan struct {
 	Changes []PlannedChange `json:"changes,omitempty"`
 	// Forecast is what would follow.
 	Forecast
+	// Left is, in a plan to replace an image, what names the image and is not
+	// changed, by kind and name.
+	Left []LeftImage `json:"left,omitempty"`
 	// Basis is what must not have changed when the plan is applied, whatever
 	// follows from it: the store revisions of what was read for the change, by
 	// key, 0 for what was not there.
@@ -34,8 +37,8 @@ type Plan struct {
 
 // PlannedChange is a spec that would be written or removed.
 type PlannedChange struct {
-	Kind string `json:"kind"` // KindService, KindJob, KindNetwork
-	Name string `json:"name"` // of a service or a job, NAMESPACE/NAME
+	Kind string `json:"kind"` // KindService, KindJob, KindCronJob, KindNetwork
+	Name string `json:"name"` // but of a network, NAMESPACE/NAME
 	// Before and After are the spec as JSON with its defaults; nil where there
 	// is none.
 	Before json.RawMessage `json:"before,omitempty"`
@@ -126,7 +129,7 @@ func (f *Fleet) rehearse(ctx context.Context, objects []Object, images map[strin
 			return nil, nil, err
 		}
 		if ok {
-			c.Origin = Origin(images[c.Name].origin)
+			c.Origin = Origin(images[c.imageKey()].origin)
 			c.Implicit = !asked[Removal{Kind: c.Kind, Name: c.Name}.object()]
 			p.Changes = append(p.Changes, c)
 			if c.Kind == KindService || c.Kind == KindJob {
@@ -187,7 +190,26 @@ func planned(old store.Item, w store.Write) (c PlannedChange, ok bool, err error
 		if is, err = jobSpec(w.Value, &after); err != nil {
 			return c, false, err
 		}
-		c.Before, c.From, c.After, c.To = was.Spec, was.Run, is.Spec, is.Run
+		c.Before, c.From, c.DigestsBefore = was.Spec, was.Run, was.Digests
+		c.After, c.To, c.Digests = is.Spec, is.Run, is.Digests
+		before.Template, after.Template = before.Template.pinned(was.Digests), after.Template.pinned(is.Digests)
+		if c.Before != nil && c.After != nil {
+			c.Diff = diffSpecs(before, after)
+		}
+		return c, true, nil
+	}
+	if name, ok := strings.CutPrefix(w.Key, record.Crons); ok {
+		c.Kind, c.Name = KindCronJob, name
+		var before, after CronJob
+		var was, is record.Cron
+		if was, err = cronSpec(old.Value, &before); err != nil {
+			return c, false, fmt.Errorf("read %s: %w", w.Key, err)
+		}
+		if is, err = cronSpec(w.Value, &after); err != nil {
+			return c, false, err
+		}
+		c.Before, c.DigestsBefore, c.After, c.Digests = was.Spec, was.Digests, is.Spec, is.Digests
+		before.Job.Template, after.Job.Template = before.Job.Template.pinned(was.Digests), after.Job.Template.pinned(is.Digests)
 		if c.Before != nil && c.After != nil {
 			c.Diff = diffSpecs(before, after)
 		}
@@ -209,6 +231,16 @@ func jobSpec(value []byte, j *Job) (rec record.Job, err error) {
 	return rec, json.Unmarshal(rec.Spec, j)
 }
 
+func cronSpec(value []byte, j *CronJob) (rec record.Cron, err error) {
+	if value == nil {
+		return rec, nil
+	}
+	if err := json.Unmarshal(value, &rec); err != nil {
+		return rec, err
+	}
+	return rec, json.Unmarshal(rec.Spec, j)
+}
+
 func serviceSpec(value []byte, s *Service) (rec record.Service, err error) {
 	if value == nil {
 		return rec, nil
@@ -219,18 +251,27 @@ func serviceSpec(value []byte, s *Service) (rec record.Service, err error) {
 	return rec, json.Unmarshal(rec.Spec, s)
 }
 
-// wishes are what images mean in the services of p, before or after it.
+// imageKey is the key of c in a batch's images.
+func (c *PlannedChange) imageKey() string {
+	if c.Kind == KindCronJob {
+		return cronImages(c.Name)
+	}
+	return c.Name
+}
+
+// wishes are what images mean in the services and jobs of p, before or after it.
 func (p *Plan) wishes(before bool) map[string]imageWish {
 	wishes := map[string]imageWish{}
 	for _, c := range p.Changes {
-		if c.Kind != KindService {
+		if c.Kind == KindNetwork {
 			continue
 		}
 		w := imageWish{digests: c.Digests, origin: string(c.Origin)}
 		if before {
 			w = imageWish{digests: c.DigestsBefore, origin: record.OriginRollback}
 		}
-		wishes[c.Name] = w
+		w.going = c.Kind == KindJob && c.From == c.To && c.Before != nil && c.After != nil
+		wishes[c.imageKey()] = w
 	}
 	return wishes
 }
@@ -392,6 +433,8 @@ func changedRecord(key string, found bool) string {
 		return "service " + strings.TrimPrefix(key, record.Services) + " " + what
 	case strings.HasPrefix(key, record.Jobs):
 		return "job " + strings.TrimPrefix(key, record.Jobs) + " " + what
+	case strings.HasPrefix(key, record.Crons):
+		return "cron job " + strings.TrimPrefix(key, record.Crons) + " " + what
 	case strings.HasPrefix(key, record.Networks):
 		return "network " + strings.TrimPrefix(key, record.Networks) + " " + what
 	}
@@ -425,13 +468,14 @@ func (c *PlannedChange) object(spec json.RawMessage) (Object, error) {
 // undoable reports whether there is something to undo: what is only tried again
 // stays as it is.
 func (c *PlannedChange) undoable() bool {
-	return !c.Implicit && (string(c.Before) != string(c.After) || c.From != c.To && c.Kind != KindJob)
+	return !c.Implicit && (string(c.Before) != string(c.After) || !maps.Equal(c.Digests, c.DigestsBefore) || c.From != c.To && c.Kind != KindJob)
 }
 
 // Inverse returns the objects that undo p when they are applied after it: specs
 // as they were, and the removal of those that were not there. Networks made on
 // first use stay, and what a job has done is done: one whose template goes back
-// is begun anew. [Fleet.PlanUndo] plans that, and makes sure that nothing else
+// is begun anew, but for a run that the plan let go on, see
+// [Fleet.ReplaceImage]. [Fleet.PlanUndo] plans that, and makes sure that nothing else
 // is undone with it.
 func (p *Plan) Inverse() ([]Object, error) {
 	var objects []Object

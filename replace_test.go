@@ -104,8 +104,8 @@ func TestReplaceImage(t *testing.T) {
 					t.Errorf("the plan alone has changed what runs: %q", got)
 				}
 				done, err := w.ReplaceImage(t.Context(), tc.from, tc.to, orchestrate.ReplaceOptions{})
-				if err != nil || changes(done) != tc.changes {
-					t.Errorf("it changed %q, %v; want %q", changes(done), err, tc.changes)
+				if err != nil || changes(done.Changes) != tc.changes {
+					t.Errorf("it changed %q, %v; want %q", changes(done.Changes), err, tc.changes)
 				}
 				for name, want := range map[string]string{"a": tc.a, "b": tc.b, "c": tc.c} {
 					mustEnd(t, w.Fleet, name, orchestrate.RolloutCompleted)
@@ -218,8 +218,8 @@ func TestReplaceImageAtOnce(t *testing.T) {
 		if !errors.As(err, &halted) || len(halted.Results) != 1 || halted.Results[0].Service != "default/s2" || !slices.Equal(halted.Left, []string{"default/s4"}) {
 			t.Fatalf("got %v; want it halted by s2, with s4 left", err)
 		}
-		if len(changed) != 4 || time.Since(began) < 2*time.Second {
-			t.Errorf("it changed %d services in %v; want four, each pair after the other's monitor time", len(changed), time.Since(began))
+		if len(changed.Changes) != 4 || time.Since(began) < 2*time.Second {
+			t.Errorf("it changed %d services in %v; want four, each pair after the other's monitor time", len(changed.Changes), time.Since(began))
 		}
 		for name, want := range map[string]string{"s0": "2", "s1": "2", "s2": "1", "s3": "2", "s4": "1"} {
 			got := w.images(name)
@@ -228,7 +228,7 @@ func TestReplaceImageAtOnce(t *testing.T) {
 			}
 		}
 		changed, err = w.ReplaceImage(t.Context(), appTag, "reg.example/app:2", orchestrate.ReplaceOptions{AtOnce: 2})
-		if err != nil || len(changed) != 1 || changed[0].Name != "default/s4" {
+		if err != nil || len(changed.Changes) != 1 || changed.Changes[0].Name != "default/s4" {
 			t.Errorf("called again it changed %v, %v; want s4", changed, err)
 		}
 	})

@@ -72,10 +72,12 @@ func (j Job) stage(ctx context.Context, f *Fleet, b *batch) error {
 		return err
 	}
 	now := time.Now().UTC()
-	rec := record.Job{Spec: spec, Run: 1, Hash: j.Template.Hash(), Created: now, Updated: now, Actor: actorOf(ctx)}
+	rec := record.Job{Spec: spec, Run: 1, Created: now, Updated: now, Actor: actorOf(ctx)}
+	wish := b.images[j.Namespace+"/"+j.Name]
 	var old Job
+	var last record.Job
+	again := !found
 	if found {
-		var last record.Job
 		if err := json.Unmarshal(item.Value, &last); err != nil {
 			return fmt.Errorf("read %s: %w", j.object(), err)
 		}
@@ -86,7 +88,7 @@ func (j Job) stage(ctx context.Context, f *Fleet, b *batch) error {
 			return err
 		}
 		rec.Created, rec.Run = last.Created, last.Run
-		again := last.Hash != rec.Hash || old.Completions != j.Completions
+		again = old.Template.Hash() != j.Template.Hash() || old.Completions != j.Completions
 		if !again {
 			run, err := f.run(ctx, j.Namespace, j.Name)
 			if err != nil {
@@ -94,9 +96,21 @@ func (j Job) stage(ctx context.Context, f *Fleet, b *batch) error {
 			}
 			again = run != nil && run.Number == last.Run && run.State == record.RunFailed
 		}
+		again = again && !wish.going
+	}
+	pins, err := f.pinJob(ctx, b, j.object(), wish, &j.Template, &old.Template, pins{digests: last.Digests, unresolved: last.Unresolved}, again)
+	if err != nil {
+		return err
+	}
+	rec.Digests, rec.Unresolved = pins.digests, pins.unresolved
+	rec.Hash = j.Template.pinned(rec.Digests).Hash()
+	if found {
+		if !wish.going && last.Hash != rec.Hash {
+			again = true
+		}
 		if again {
 			rec.Run++
-		} else if bytes.Equal(last.Spec, spec) {
+		} else if bytes.Equal(last.Spec, spec) && last.Hash == rec.Hash {
 			return nil
 		}
 	}
@@ -236,7 +250,10 @@ type JobStatus struct {
 	Job
 	Created time.Time // when it was first applied
 	Updated time.Time
-	CronJob string    // the cron job, NAMESPACE/NAME, of which it is a run; empty when it is none
+	CronJob string // the cron job, NAMESPACE/NAME, of which it is a run; empty when it is none
+	// Digests are what its images mean in its run that have no digest of their
+	// own, by reference; see [WithResolver].
+	Digests map[string]string
 	Result  JobResult // how far it is
 }
 
@@ -280,7 +297,7 @@ func (f *Fleet) jobStatus(ctx context.Context, item store.Item) (JobStatus, erro
 	if err != nil {
 		return JobStatus{}, err
 	}
-	st := JobStatus{Job: j, Created: rec.Created, Updated: rec.Updated}
+	st := JobStatus{Job: j, Created: rec.Created, Updated: rec.Updated, Digests: rec.Digests}
 	if rec.Cron != nil {
 		st.CronJob = j.Namespace + "/" + rec.Cron.Name
 	}
@@ -424,6 +441,7 @@ func decodeJobWork(namespace, name string, rec record.Job) (control.JobWork, err
 	}
 	j.Namespace, j.Name = namespace, name
 	j = j.WithDefaults()
+	j.Template = j.Template.pinned(rec.Digests)
 	template, err := json.Marshal(j.Template)
 	if err != nil {
 		return fail(err)
@@ -433,8 +451,9 @@ func decodeJobWork(namespace, name string, rec record.Job) (control.JobWork, err
 		return fail(err)
 	}
 	w := control.JobWork{
-		Workload: control.Workload{Replicas: j.Parallelism, Template: template, Request: request, Networks: j.Networks, DependsOn: dependencies(j.DependsOn, namespace)},
-		Indexes:  j.Completions, Parallelism: j.Parallelism, Enough: j.Enough, Retries: max(j.Retries, 0),
+		Workload: control.Workload{Replicas: j.Parallelism, Template: template, Request: request, Networks: j.Networks, DependsOn: dependencies(j.DependsOn, namespace),
+			Unpinned: unpinned(rec.Unresolved)},
+		Indexes: j.Completions, Parallelism: j.Parallelism, Enough: j.Enough, Retries: max(j.Retries, 0),
 		Backoff: j.RetryBackoff, MaxBackoff: j.MaxRetryBackoff, Deadline: j.Deadline,
 		Suspended: j.Suspend, Gang: j.Gang, Keep: max(j.KeepTasks, 0),
 	}

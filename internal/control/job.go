@@ -193,6 +193,9 @@ func (s *State) planJob(svc *service, p *Plan) {
 	}
 	placed := s.place(&view{work: &work, now: s.now, steps: steps{starts: v.starts}})
 	v.run.Unplaced = placed.unplaced
+	if v.blocked != nil && v.run.State == record.RunActive && len(v.run.Waiting) == 0 {
+		v.run.Unplaced = v.blocked.message
+	}
 	switch {
 	case placed.invalid:
 		v.end(record.RunFailed, record.WhySpec, placed.unplaced)
@@ -446,7 +449,11 @@ func (v *jobView) judge() {
 			return
 		}
 		if spent >= v.work.Deadline {
-			v.end(record.RunFailed, record.WhyJobDeadline, fmt.Sprintf("after %v, %d of %d indexes have completed", v.work.Deadline, r.Done.Len(), v.work.Indexes))
+			message := fmt.Sprintf("after %v, %d of %d indexes have completed", v.work.Deadline, r.Done.Len(), v.work.Indexes)
+			if v.blocked != nil {
+				message += ": " + v.blocked.message
+			}
+			v.end(record.RunFailed, record.WhyJobDeadline, message)
 			return
 		}
 		if r.State == record.RunActive {
@@ -488,6 +495,9 @@ func (v *jobView) settle() {
 			v.ending[index]++
 		case t.lost():
 			v.lost[index]++
+		case t.rec.Hash != v.work.Hash: // what its images mean was changed beneath it
+			told(t, record.ReasonUpdated)
+			v.ending[index]++
 		case t.leaving():
 			told(t, record.ReasonDrained)
 			v.ending[index]++

@@ -30,6 +30,9 @@ type Cron struct {
 	Created time.Time `json:"created"`
 	Updated time.Time `json:"updated"`
 	Actor   string    `json:"actor,omitempty"`
+
+	// Digests are what images meant when the cron job was applied, by reference.
+	Digests map[string]string `json:"digests,omitempty"`
 }
 
 // CronState is how far the leader has brought a cron job. It is written in the

@@ -30,13 +30,20 @@ type Job struct {
 	// Run counts, from 1, how often the job is begun: by its first Apply, by one
 	// that changes what its tasks do, and by one that tries a failed job again.
 	Run int64 `json:"run"`
-	// Hash identifies the template.
+	// Hash identifies the template with its digests.
 	Hash    string    `json:"hash"`
 	Created time.Time `json:"created"`
 	Updated time.Time `json:"updated"`
 	Actor   string    `json:"actor,omitempty"`
 	// Cron is set on a run of a cron job, whose record is the leader's.
 	Cron *CronRun `json:"cron,omitempty"`
+
+	// Digests are what the images of the run mean, by reference, and Unresolved
+	// those of which that is not known yet, with why, "" before it was asked:
+	// nothing is started until it is. One that is in both keeps its digest if it
+	// cannot be asked for.
+	Digests    map[string]string `json:"digests,omitempty"`
+	Unresolved map[string]string `json:"unresolved,omitempty"`
 }
 
 // JobTask is what a task of a job knows of it besides its index, which is its
