@@ -60,6 +60,9 @@ func (s Service) WithDefaults() Service {
 	setDefault(&s.Update.ProgressDeadline, DefaultProgressDeadline)
 	setDefault(&s.Update.OnFailure, RollBack)
 	fillDependencies(s.DependsOn)
+	if s.Mode != Global {
+		s.LossPolicy.fill()
+	}
 	if s.Autoscale != nil {
 		*s.Autoscale = s.Autoscale.WithDefaults()
 	}

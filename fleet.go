@@ -75,7 +75,8 @@ func WithScheduler(s *scheduler.Scheduler) Option { return func(o *options) { o.
 func WithLeaseTTL(d time.Duration) Option { return func(o *options) { o.leaseTTL = d } }
 
 // WithLostAfter sets how long a node may be away before its tasks are replaced
-// elsewhere; 30 s by default.
+// elsewhere; 30 s by default. Services and jobs can say otherwise for their own,
+// see [LossPolicy]. No node is given up by a fleet that has led for less.
 func WithLostAfter(d time.Duration) Option { return func(o *options) { o.lostAfter = d } }
 
 // WithLossLimit sets how many nodes, or what share of them, are given up within
@@ -269,6 +270,7 @@ func decodeWorkload(namespace, name string, rec record.Service, at *record.Revis
 		w.Update.Bake, w.Update.Manual = max(u.BlueGreen.Bake, 0), u.BlueGreen.Manual
 	}
 	s.scaled(&w)
+	s.LossPolicy.control(&w)
 	w.Budget = s.Budget.control()
 	w.Global = s.Mode == Global
 	if st := s.Stateful; st != nil {

@@ -75,6 +75,9 @@ type Job struct {
 	// Suspend stops the tasks and starts none; what has completed stays so.
 	Suspend bool `json:"suspend,omitempty"`
 
+	// LossPolicy is what becomes of tasks whose node is silent.
+	LossPolicy
+
 	// DependsOn is what must be healthy or have completed before a run is started;
 	// see [Dependency]. At most 64. A change of it does not begin the job anew.
 	DependsOn []Dependency `json:"dependsOn,omitempty"`

@@ -457,6 +457,7 @@ func decodeJobWork(namespace, name string, rec record.Job) (control.JobWork, err
 		Backoff: j.RetryBackoff, MaxBackoff: j.MaxRetryBackoff, Deadline: j.Deadline,
 		Suspended: j.Suspend, Gang: j.Gang, Keep: max(j.KeepTasks, 0),
 	}
+	j.LossPolicy.control(&w.Workload)
 	for _, r := range j.Exits {
 		rule := control.ExitRule{Codes: r.Codes, Action: control.ExitAction(r.Action)}
 		if r.Action == ExitRetry {

@@ -48,6 +48,9 @@ type Service struct {
 	// that is drained, or because of [Fleet.Evict].
 	Budget Budget `json:"budget,omitzero"`
 
+	// LossPolicy is what becomes of tasks whose node is silent.
+	LossPolicy
+
 	// Autoscale, when set, has the number of tasks follow their load. Replicas
 	// is then the number to begin with, kept within Min and Max. See [WithMetric]
 	// for metrics of the application's own. Not for [Global].

@@ -132,6 +132,11 @@ func (s Service) problems() []Problem {
 	c.modes(&s)
 	c.autoscale(&s)
 	c.budget(&s)
+	if s.Mode == Global {
+		c.globalLoss(&s.LossPolicy)
+	} else {
+		c.loss(&s.LossPolicy)
+	}
 	c.dependencies(s.DependsOn, s.Namespace, s.Name)
 	if data, err := json.Marshal(s); err != nil {
 		c.add("", nil, "cannot be written as JSON: %v", err)

@@ -27,6 +27,7 @@ func (j Job) WithDefaults() Job {
 	setDefault(&j.Enough, j.Completions)
 	setDefault(&j.KeepTasks, DefaultKeepTasks)
 	fillDependencies(j.DependsOn)
+	j.LossPolicy.fill()
 	return j
 }
 
@@ -90,6 +91,7 @@ func (j Job) problems() []Problem {
 		c.within("keepTasks", j.KeepTasks, 1, MaxKeepTasks)
 	}
 	c.exits(j.Exits)
+	c.loss(&j.LossPolicy)
 	c.dependencies(j.DependsOn, j.Namespace, j.Name)
 	if data, err := json.Marshal(j); err != nil {
 		c.add("", nil, "cannot be written as JSON: %v", err)

@@ -453,6 +453,13 @@ var malformed = []struct {
 	}},
 	{"update deadline negative", "update.progressDeadline", func(s *Service, c *Container) { s.Update.ProgressDeadline = -1 }},
 	{"update failures", "update.maxFailures", func(s *Service, c *Container) { s.Update.MaxFailures = -3 }},
+	{"lost after without a unit", "lostAfter", func(s *Service, c *Container) { s.LostAfter = 30 }},
+	{"lost after absurd", "lostAfter", func(s *Service, c *Container) { s.LostAfter = 1000 * time.Hour }},
+	{"lost after, returning of a word", "returning", func(s *Service, c *Container) { s.LostAfter, s.Returning = -1, "keep" }},
+	{"lost after, global", "lostAfter returning", func(s *Service, c *Container) {
+		s.Mode, s.Replicas, s.Placement.MaxPerNode = Global, 0, 0
+		s.LostAfter, s.Returning = time.Minute, KeepOriginal
+	}},
 	{"spec too large for a store", "", func(s *Service, c *Container) { c.Env["BLOB"] = strings.Repeat("x", MaxSpecBytes) }},
 }
 

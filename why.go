@@ -27,6 +27,9 @@ type Explanation struct {
 	// Because are the events that set those off: that a spec was applied, a node
 	// drained or lost, another task failed.
 	Because []Event `json:"because,omitempty"`
+	// Silent says, of a task whose node is not heard of, what is waited for. It is
+	// for people.
+	Silent string `json:"silent,omitempty"`
 	// Unplaced is set while replicas of the service have no place: why, and what
 	// would help.
 	Unplaced *scheduler.Decision `json:"unplaced,omitempty"`
@@ -59,6 +62,9 @@ func (f *Fleet) Why(ctx context.Context, subject string) (*Explanation, error) {
 		if err := f.whyService(ctx, x, all); err != nil {
 			return nil, err
 		}
+	}
+	if err := f.whySilent(ctx, x, all); err != nil {
+		return nil, err
 	}
 	for _, e := range x.Events {
 		x.because(&e, all)
@@ -146,7 +152,7 @@ func (x *Explanation) because(e *Event, all []Event) {
 		switch {
 		case e.Cause.Parent != 0 && at.revision == e.Cause.Parent && o.Service == e.Service && o.Namespace == e.Namespace:
 			x.add(o)
-		case kind == "node" && o.Node == name && (o.Kind == NodeChanged || o.Kind == NodeLost):
+		case kind == "node" && o.Node == name && (o.Kind == NodeChanged || o.Kind == NodeLost || o.Kind == NodeReturned && e.Reason == record.ReasonReturned):
 			trigger = o
 		case kind == "task" && o.Task == name && (o.Kind == TaskFailed || o.Kind == TaskPlaced):
 			trigger = o
@@ -175,6 +181,9 @@ func (x *Explanation) String() string {
 		}
 	}
 	b.WriteByte('\n')
+	if x.Silent != "" {
+		fmt.Fprintf(&b, "  %s\n", x.Silent)
+	}
 	for _, e := range x.Events {
 		fmt.Fprintf(&b, "  %s  %s\n", e.At.Format("2006-01-02 15:04:05"), e)
 		if d := e.Decision; d != nil && d.Unplaced == 0 && d.Winner != nil {

@@ -48,7 +48,7 @@ func (s *State) held(n *node, until time.Time) {
 	s.see(Event{
 		Kind: NodeHeld, Node: n.id, Reason: record.ReasonNodeLost,
 		Message: fmt.Sprintf("silent for %s, but %d of %d nodes were given up within a minute: its tasks are not replaced yet",
-			s.config.LostAfter, len(s.brake.given), s.registered),
+			s.now.Sub(n.quiet).Truncate(time.Second), len(s.brake.given), s.registered),
 		Cause: record.Cause{Actor: record.ActorPlanner},
 	})
 }

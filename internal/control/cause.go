@@ -39,6 +39,11 @@ func (w *writer) whyStop(t *task, reason string) record.Cause {
 		}
 	case record.ReasonNodeLost:
 		c.Actor, c.Trigger = record.ActorPlanner, "node/"+t.node.id
+	case record.ReasonReturned:
+		c.Actor = record.ActorPlanner
+		if o := t.replacedWho(); o != nil {
+			c.Trigger = "node/" + o.node.id
+		}
 	case record.ReasonRolled, record.ReasonFailed, record.ReasonUnhealthy:
 		c.Actor = record.ActorPlanner
 	case record.ReasonScaled:

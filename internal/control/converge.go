@@ -314,13 +314,14 @@ func (v *view) tidy() {
 				// Once its successor has a place, it is to stop should its node
 				// return. Until then it may come back as if nothing had been.
 				switch {
-				case s.live > 0:
+				case s.live > 0 && !v.welcome(t):
 					v.stop(t, record.ReasonNodeLost)
+				case s.live > 0:
 				case !short:
 					v.stop(t, record.ReasonScaled)
 				}
-			case t.live() && v.wanted(t) && t != s.current && (s.settled || !t.available()):
-				v.stop(t, record.ReasonScaled)
+			case t.live() && v.wanted(t) && t != s.current && (s.settled || !t.available()) && v.spare(t, s.current):
+				v.stop(t, v.second(t, s.current))
 			}
 		}
 	}

@@ -51,6 +51,9 @@ type spec struct {
 	Stateful   *control.Stateful `json:"stateful,omitempty"`
 
 	DependsOn []control.Dependency `json:"dependsOn,omitempty"`
+
+	LostAfter    time.Duration `json:"lostAfter,omitempty"`
+	KeepOriginal bool          `json:"keepOriginal,omitempty"`
 }
 
 func decode(namespace, name string, rec record.Service, at *record.Revision) (control.Workload, error) {
@@ -72,7 +75,7 @@ func decode(namespace, name string, rec record.Service, at *record.Revision) (co
 		Namespace: namespace, Name: name, Replicas: s.Replicas, Hash: s.Image, Revision: rec.Revision,
 		Template: template, Request: scheduler.Request{Resources: scheduler.Resources{Memory: s.Memory}, Priority: s.Priority},
 		Networks: s.Networks, Ports: s.Ports, Update: s.Update, Global: s.Global, Stateful: s.Stateful, Budget: s.Budget, Scaled: s.Scaled,
-		DependsOn: s.DependsOn,
+		DependsOn: s.DependsOn, LostAfter: s.LostAfter, KeepOriginal: s.KeepOriginal,
 	}
 	w.Images, w.Request.Images = []record.NextImage{{Ref: s.Image}}, []string{s.Image}
 	if s.Stateful != nil {

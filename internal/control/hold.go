@@ -56,16 +56,18 @@ func (v *view) hold() {
 				v.startIn(t.rec.Slot, t)
 			} else if t.over() || t.node.rec == nil {
 				v.removes = append(v.removes, t)
-			} else if v.successor(t) != nil {
+			} else if v.successor(t) != nil && !v.welcome(t) {
 				v.stop(t, record.ReasonNodeLost)
 			}
 		case !t.live():
 		case heir != nil && !t.leaving():
 			// Both run: the older one was lost, and returned.
+			other := heir
 			if v.better(t, heir) {
-				v.stop(heir, record.ReasonScaled)
-			} else {
-				v.stop(t, record.ReasonScaled)
+				t, other = heir, t
+			}
+			if v.spare(t, other) {
+				v.stop(t, v.second(t, other))
 			}
 		case !t.leaving():
 			v.settles(t)

@@ -120,6 +120,7 @@ func (s *State) changeJob(key string, c store.Change) error {
 		j.work, j.invalid = s.config.DecodeJob(svc.namespace, svc.name, rec)
 	}
 	j.work.Namespace, j.work.Name, j.work.Revision, j.work.Hash = svc.namespace, svc.name, rec.Run, rec.Hash
+	s.rearmAll(svc)
 	svc.work = j.work.Workload // for the order of planning, and to be found by networks
 	return nil
 }
@@ -473,6 +474,7 @@ func (v *jobView) settle() {
 			v.stops = append(v.stops, stop{t, reason})
 		}
 	}
+	kept := v.kept()
 	var ended []*task
 	for _, t := range v.tasks {
 		index := t.rec.Slot
@@ -501,8 +503,8 @@ func (v *jobView) settle() {
 		case t.leaving():
 			told(t, record.ReasonDrained)
 			v.ending[index]++
-		case v.live[index] > 0: // its node came back, and it was replaced
-			told(t, record.ReasonScaled)
+		case kept[index] != t: // one of the two came back with its node
+			told(t, v.second(t, kept[index]))
 			v.ending[index]++
 		default:
 			v.live[index]++

@@ -3,6 +3,7 @@ package control
 import (
 	"encoding/json"
 	"slices"
+	"time"
 
 	"github.com/orchestrate-go/orchestrate/internal/record"
 	"github.com/orchestrate-go/orchestrate/store"
@@ -36,8 +37,8 @@ type kept struct {
 	stale     []*events // to go
 	forgotten int64     // see record.Forgotten
 
-	lost     map[string]bool    // nodes whose loss was told, and not their return
-	removals map[string]removal // of services of which something may be left
+	lost     map[string]time.Time // nodes whose loss was told, by when, and not their return
+	removals map[string]removal   // of services of which something may be left
 }
 
 // events is a record of events.
@@ -76,12 +77,13 @@ func newKept(each, all int) *kept {
 	}
 	return &kept{
 		each: each, all: all, records: map[string]*events{}, objects: map[string]*object{},
-		lost: map[string]bool{}, removals: map[string]removal{},
+		lost: map[string]time.Time{}, removals: map[string]removal{},
 	}
 }
 
 // brief is what is read of an event.
 type brief struct {
+	At        time.Time    `json:"at"`
 	Kind      EventKind    `json:"kind"`
 	Namespace string       `json:"namespace"`
 	Service   string       `json:"service"`
@@ -126,7 +128,7 @@ func (k *kept) note(e *brief, r *events) {
 	name := of.Object()
 	switch e.Kind {
 	case NodeLost:
-		k.lost[e.Node] = true
+		k.lost[e.Node] = e.At
 	case NodeReturned:
 		delete(k.lost, e.Node)
 	case record.ServiceRemoved:

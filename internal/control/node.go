@@ -16,13 +16,7 @@ type node struct {
 	rec   *record.Node // nil when it was deleted
 	spec  record.NodeSpec
 	alive bool
-	// silent says that it was not alive for LostAfter.
-	silent bool
-	// expired says that it was not alive for so long that by its own promise
-	// nothing that is fenced runs on it any more.
-	expired bool
-	quiet   time.Time // since when it is not alive
-	held    bool      // it was silent for too long, and the brake keeps it from being lost
+	silence
 	tasks   map[*task]struct{}
 	volumes map[*slotVolume]struct{}
 	timer   timer
@@ -32,15 +26,13 @@ type node struct {
 	drain timer
 }
 
-// lost reports whether the node's tasks are to be replaced.
-func (n *node) lost() bool { return n.rec == nil || n.silent || n.vouched() }
-
 func (s *State) node(id string) *node {
 	if n := s.nodes[id]; n != nil {
 		return n
 	}
 	n := &node{id: id, tasks: map[*task]struct{}{}, volumes: map[*slotVolume]struct{}{}}
-	n.timer.due = func() { s.silence(n) }
+	n.grace = s.config.LostAfter
+	n.timer.due = func() { s.listen(n) }
 	n.drain.due = func() { s.endDrain(n) }
 	s.nodes[id] = n
 	return n
@@ -82,10 +74,9 @@ func (s *State) changeNode(id string, c store.Change) error {
 	n := s.node(id)
 	if c.Deleted {
 		if n.rec != nil {
-			n.rec, n.held = nil, false
+			n.rec = nil
 			s.registered--
-			s.timers.set(&n.timer, time.Time{})
-			n.silent, n.expired = false, false
+			s.watchSilence(n)
 			_, _ = s.cluster.RemoveNode(id) // it is there, or never was valid
 			s.markTasks(n)
 			s.markGlobals()
@@ -115,6 +106,7 @@ func (s *State) changeNode(id string, c store.Change) error {
 		s.markTasks(n)
 		s.watchSilence(n)
 	}
+	s.rearm(n)
 	return err
 }
 
@@ -148,58 +140,16 @@ func (s *State) changeAlive(id string, alive bool) {
 		return
 	}
 	n.alive = alive
-	if alive && s.kept.lost[id] { // of which also an earlier leader may have told
-		s.kept.lost[id] = false
+	if _, lost := s.kept.lost[id]; alive && lost { // of which also an earlier leader may have told
+		delete(s.kept.lost, id)
 		s.see(Event{Kind: NodeReturned, Node: id, Cause: record.Cause{Actor: record.ActorAgent(id)}})
 	}
-	n.silent, n.expired, n.held = false, false, false
 	s.watchSilence(n)
 	s.markTasks(n)
 	if n.rec != nil {
 		_ = s.offer(n) // the same record was accepted before
 	}
 	s.forgetNode(n)
-}
-
-// watchSilence sets the timer that makes n lost.
-func (s *State) watchSilence(n *node) {
-	if n.alive || n.rec == nil {
-		s.timers.set(&n.timer, time.Time{})
-		return
-	}
-	n.quiet = s.now
-	s.timers.set(&n.timer, s.now.Add(s.config.LostAfter))
-}
-
-// silence makes n lost, and expired when it has been silent for as long as it
-// promised. It is called for both.
-func (s *State) silence(n *node) {
-	if !n.silent && !s.kept.lost[n.id] { // what an earlier leader gave up stays so
-		if again, ok := s.brake.giveUp(s.registered, s.now); !ok {
-			s.held(n, again)
-			return
-		}
-	}
-	s.markTasks(n)
-	if n.rec.Fence > 0 {
-		if at := n.quiet.Add(n.rec.Fence); at.After(s.now) {
-			s.timers.set(&n.timer, at)
-		} else {
-			n.expired = true
-		}
-	}
-	if n.silent {
-		return
-	}
-	n.silent = true
-	if !s.kept.lost[n.id] {
-		s.lose(n, "silent for "+s.config.LostAfter.String())
-	}
-}
-
-func (s *State) lose(n *node, why string) {
-	s.kept.lost[n.id] = true
-	s.see(Event{Kind: NodeLost, Node: n.id, Reason: record.ReasonNodeLost, Message: why, Cause: record.Cause{Actor: record.ActorPlanner}})
 }
 
 // offer tells the scheduler what n is and what the application wants of it.

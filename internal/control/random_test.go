@@ -79,6 +79,8 @@ func (h *history) step() {
 				MaxFailures: rapid.IntRange(1, 4).Draw(rt, "failures"),
 				OnFailure:   rapid.SampledFrom([]control.Action{control.Pause, control.RollBack, control.Continue}).Draw(rt, "on failure"),
 			},
+			LostAfter:    rapid.SampledFrom(patiences).Draw(rt, "lost after"),
+			KeepOriginal: rapid.Bool().Draw(rt, "keep original"),
 		}
 		s.printf("> apply %s %+v", name, sp)
 		s.apply(name, sp)

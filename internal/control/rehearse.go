@@ -100,7 +100,8 @@ type RehearseOptions struct {
 	// NS/NAME.
 	Services []string
 	// Horizon is for how long it may play; 0 is an hour, and what the deadlines
-	// of Services add.
+	// of Services add. For silent nodes it is longer by what their tasks' workloads
+	// wait for them.
 	Horizon time.Duration
 }
 
@@ -131,7 +132,7 @@ func (s *State) Rehearse(change []store.Write, now time.Time, opts RehearseOptio
 			}
 		}
 	}
-	open := r.play(now.Add(horizon))
+	open := r.play(now.Add(horizon + s.longest()))
 	out := Rehearsal{Events: r.events, Took: r.moved.Sub(now), Open: open, Approximate: r.approximate}
 	for _, key := range slices.Sorted(maps.Keys(r.cast)) {
 		if c := r.cast[key]; c.asked || c.steps() {
@@ -430,7 +431,11 @@ func (r *rehearsal) ending(key string, c *cast) Rehearsed {
 		out.Steps = append(out.Steps, step)
 	}
 	for _, e := range bySlot {
-		out.Steps = append(out.Steps, Step{Kind: StepStart, Slot: e.Slot, To: e.Node, Cause: e.Cause, Decision: e.Decision, At: e.At})
+		step := Step{Kind: StepStart, Slot: e.Slot, To: e.Node, Cause: e.Cause, Decision: e.Decision, At: e.At}
+		if old := r.state.lostOf(key, e.Slot); old != nil { // which was told nothing: it may come back
+			step.Kind, step.Task, step.From = StepMove, old.rec.ID, old.rec.Node
+		}
+		out.Steps = append(out.Steps, step)
 	}
 	slices.SortFunc(out.Steps, func(a, b Step) int {
 		return cmp.Or(cmp.Compare(a.Slot, b.Slot), cmp.Compare(a.Task, b.Task))

@@ -75,7 +75,7 @@ func (h *history) slotStep() {
 	case "apply s":
 		sp := spec{Replicas: rapid.IntRange(0, 4).Draw(rt, "replicas"), Image: image, Update: update, Stateful: &control.Stateful{
 			Parallel: rapid.Bool().Draw(rt, "parallel"), Partition: rapid.IntRange(0, 2).Draw(rt, "partition"),
-		}}
+		}, LostAfter: rapid.SampledFrom(patiences).Draw(rt, "lost after"), KeepOriginal: rapid.Bool().Draw(rt, "keep original")}
 		s.printf("> apply s %+v %+v", sp, *sp.Stateful)
 		s.apply("s", sp)
 	case "apply g":

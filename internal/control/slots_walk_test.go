@@ -33,12 +33,14 @@ func TestSlotWalk(t *testing.T) {
 		{replicas: 1},
 		{replicas: 1, early: true},
 		{replicas: 1, volumes: true},
+		{replicas: 1, patience: 5 * time.Second}, // of more than the fleet's, and less than the promise
+		{replicas: 1, patience: -1},
 		{replicas: 2, ordered: true},
 	} {
 		if i > 0 && testing.Short() {
 			break
 		}
-		t.Run(fmt.Sprintf("%d,ordered=%v,early=%v,volumes=%v", w.replicas, w.ordered, w.early, w.volumes), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%d,ordered=%v,early=%v,volumes=%v,patience=%v", w.replicas, w.ordered, w.early, w.volumes, w.patience), func(t *testing.T) {
 			t.Parallel()
 			w.troubles = *slotTroubles
 			w.seen = map[string]bool{}
@@ -61,6 +63,7 @@ const (
 type slotWalk struct {
 	replicas, troubles      int
 	ordered, early, volumes bool
+	patience                time.Duration // LostAfter, with which the original is asked to stay
 
 	seen        map[string]bool
 	ends, moved int
@@ -104,6 +107,7 @@ func (w *slotWalk) make(t *testing.T) *yard {
 	}
 	sp := spec{Replicas: w.replicas, Image: "v1", Stateful: &control.Stateful{Parallel: !w.ordered},
 		Update: control.Update{Monitor: time.Second, ProgressDeadline: walkPatience, MaxFailures: 1000}}
+	sp.LostAfter, sp.KeepOriginal = w.patience, w.patience != 0
 	if w.volumes {
 		sp.Stateful.Volumes = []string{"data"}
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -25,7 +26,8 @@ type Config struct {
 	DecodeJob func(namespace, name string, rec record.Job) (JobWork, error)
 	// Place finds nodes; see Placer.
 	Place Placer
-	// LostAfter is how long a node may be silent before its tasks are replaced.
+	// LostAfter is how long a node may be silent before its tasks are replaced,
+	// unless their workload says otherwise; see silence.go.
 	LostAfter time.Duration
 	// LossLimit is how many nodes, or what share of them, are given up within a
 	// minute because they are silent; at least one is. 0 is no limit.
@@ -126,9 +128,6 @@ type task struct {
 // over reports whether the agent is done with the task.
 func (t *task) over() bool { return t.status != nil && t.status.State.Final() }
 
-// lost reports whether nobody knows what the task does: its node is gone.
-func (t *task) lost() bool { return t.node.lost() }
-
 // live reports whether the task runs, or is about to, and is meant to.
 func (t *task) live() bool { return !t.over() && t.rec.Stop == nil && !t.lost() }
 
@@ -181,8 +180,8 @@ var loadOrder = [...]string{
 
 // Load takes in a snapshot of the whole store. The state must be new.
 //
-// Nodes that are silent now are lost LostAfter from now: whoever just came to
-// lead does not know how long they have been.
+// Nodes that are silent now are lost LostAfter from now at the earliest: whoever
+// just came to lead does not know how long they have been.
 func (s *State) Load(snapshot store.Snapshot, now time.Time) {
 	s.loading = true
 	defer func() { s.loading = false }()
@@ -197,6 +196,9 @@ func (s *State) Load(snapshot store.Snapshot, now time.Time) {
 	}
 	s.revision = snapshot.Revision
 	s.rouse()
+	for _, id := range slices.Sorted(maps.Keys(s.nodes)) {
+		s.rearm(s.nodes[id])
+	}
 	for _, svc := range s.services {
 		// A leader would have ended it in time. Nobody led, so perhaps nobody
 		// did anything, as when the only machine was off: that is no verdict.
@@ -406,6 +408,7 @@ func (s *State) readService(svc *service, value []byte) {
 		svc.record = value
 	}
 	svc.work, svc.invalid = s.decode(svc, rec, nil)
+	s.rearmAll(svc)
 	if svc.work.Global {
 		s.globals[svc] = struct{}{}
 	}
@@ -473,6 +476,7 @@ func (s *State) changeTask(key string, c store.Change) error {
 			s.rebind(t)
 		}
 		s.mark(t.service)
+		s.rearm(t.node)
 		return nil
 	}
 	svc, err := s.service(rec.Namespace + "/" + rec.Service)
@@ -490,6 +494,7 @@ func (s *State) changeTask(key string, c store.Change) error {
 	svc.tasks = slices.Insert(svc.tasks, at, t)
 	s.bind(t)
 	s.mark(svc)
+	s.rearm(t.node)
 	return nil
 }
 

@@ -258,6 +258,13 @@ func (s *sim) applied(sp spec, words []string) spec {
 			sp.Budget = &control.Budget{Amount: s.amount(value), Unavailable: key == "down"}
 		case "on":
 			sp.DependsOn = dependsOn(value)
+		case "lostafter":
+			sp.LostAfter = -1
+			if value != "never" {
+				sp.LostAfter = s.duration(value)
+			}
+		case "keep":
+			sp.KeepOriginal = value == "original"
 		case "parallelism":
 			sp.Update.Parallelism = s.amount(value)
 		case "surge":

@@ -1,7 +1,6 @@
 package control
 
 import (
-	"cmp"
 	"time"
 
 	"github.com/orchestrate-go/orchestrate/internal/record"
@@ -165,13 +164,16 @@ func (v *view) better(a, b *task) bool {
 	if v.serves(a) != v.serves(b) {
 		return v.serves(a)
 	}
+	if v.serves(a) && v.work.KeepOriginal {
+		return original(a, b)
+	}
 	if a.available() && b.available() && !a.since.Equal(b.since) {
 		return a.since.Before(b.since)
 	}
 	if everReady(a) != everReady(b) {
 		return everReady(a)
 	}
-	return cmp.Or(a.rec.Created.Compare(b.rec.Created), cmp.Compare(a.rec.ID, b.rec.ID)) < 0
+	return original(a, b)
 }
 
 func everReady(t *task) bool { return t.status != nil && !t.status.Ready.IsZero() }

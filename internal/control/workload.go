@@ -55,6 +55,13 @@ type Workload struct {
 	// means: nothing is started before it is.
 	Unpinned string
 
+	// LostAfter is how long a node may be silent before tasks there are replaced:
+	// Config's when 0, and never when negative. KeepOriginal has a task stay that
+	// was replaced and comes back with its node; else its replacement stays. See
+	// silence.go.
+	LostAfter    time.Duration
+	KeepOriginal bool
+
 	// DependsOn gates the first start of each revision; see depends.go.
 	DependsOn []Dependency
 

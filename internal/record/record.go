@@ -243,6 +243,7 @@ const (
 	ReasonFailed    = "failed"     // it gave up and is replaced
 	ReasonDrained   = "drained"    // its node is drained
 	ReasonNodeLost  = "node-lost"  // its node is gone
+	ReasonReturned  = "returned"   // the task that it replaced has come back with its node
 	ReasonUnhealthy = "unhealthy"
 	ReasonPreempted = "preempted" // a more important task needs its room
 	ReasonWanted    = "wanted"    // of a start: the spec wants one more
