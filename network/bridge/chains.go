@@ -25,7 +25,9 @@ const (
 //
 //	prerouting, output (nat)    a new connection to a frontend goes to one of
 //	                            its endpoints
-//	postrouting (nat)           what leaves for the world, comes from the
+//	postrouting (nat)           a new connection to an endpoint that has been
+//	                            withdrawn since goes nowhere;
+//	                            what leaves for the world, comes from the
 //	                            node's loopback, or would come back to its own
 //	                            sender, gets the node's address as source
 //	raw                         tasks do not reach the node's loopback
@@ -58,7 +60,17 @@ func (t *table) chains() []ruleChain {
 		rule(ipv6, protocolAndPort(8), t.verdict(mapAll+"6")),
 	}
 	masquerade := []expr.Any{&expr.Masq{}}
+	// A connection that was sent to an endpoint by the elements before a change
+	// and is here after it: the endpoint may be gone by now, and an answer that
+	// its host is unreachable would end the connection. Without one its client
+	// tries again, and as connection tracking has not taken it in yet, that is a
+	// new connection, to an endpoint chosen anew.
+	gone := func(to field, width uint32, f string) []expr.Any {
+		return rule(translated, load(to, 8), t.in(setWhole+f, 8), load(to, 8+width), t.notIn(setHairpin+f, 8), drop)
+	}
 	postrouting := [][]expr.Any{
+		rule(ipv4, gone(dest4, 1, "4")),
+		rule(ipv6, gone(dest6, 4, "6")),
 		rule(ipv4, load(source4, 8), t.in(setSubnets+"4", 8), outName, t.notIn(setBridges, 8), masquerade),
 		rule(ipv6, load(source6, 8), t.in(setSubnets+"6", 8), outName, t.notIn(setBridges, 8), masquerade),
 		// To an endpoint on another node: its replies must come back here.

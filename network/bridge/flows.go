@@ -41,6 +41,9 @@ func (d *Driver) forgetFlows(now, before []network.Rule, restarted bool) error {
 			}
 		}
 	}
+	if len(s.protocols) > 0 {
+		settle()
+	}
 	for _, protocol := range []network.Protocol{network.TCP, network.UDP} {
 		if !s.protocols[protocol] {
 			continue
@@ -50,6 +53,16 @@ func (d *Driver) forgetFlows(now, before []network.Rule, restarted bool) error {
 		}
 	}
 	return nil
+}
+
+// settle waits until the packets have passed that were under way in the table when
+// it changed, some 8 ms: connection tracking lists none before it has. membarrier(2)
+// returns when each processor has been through a state in which it holds nothing
+// that RCU protects, and a packet in a hook does. A kernel that does not offer it
+// leaves a chance of some hundred nanoseconds for each change.
+func settle() {
+	const global = 1 // MEMBARRIER_CMD_GLOBAL
+	_, _, _ = unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0)
 }
 
 // stale decides which flows lead nowhere.

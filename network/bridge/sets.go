@@ -40,7 +40,9 @@ const (
 	// any address of the node by protocol and port.
 	setCounted    = "counted"
 	setCountedAll = "counted-all"
-	setHairpin    = "hairpin" // an endpoint's address twice: a task that reaches itself
+	// An endpoint's address twice: a task that reaches itself, and whether an
+	// address is an endpoint's at all.
+	setHairpin = "hairpin"
 )
 
 func suffix(ipv4 bool) string {

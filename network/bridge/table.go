@@ -18,7 +18,7 @@ import (
 
 // layout is the version of the table's chains and sets. A table of another
 // version, left by another version of the program, is replaced whole.
-const layout = "layout-3"
+const layout = "layout-4"
 
 // tablePrefix is what the tables of all fleets begin with.
 const tablePrefix = "orchestrate-"

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
 	"github.com/orchestrate-go/orchestrate/network"
@@ -130,6 +131,54 @@ func TestUnansweredConnectionMoves(t *testing.T) {
 	w.program(rule)
 	if a := <-got; a.err != nil || a.name != "b" {
 		t.Errorf("connection begun to a dead endpoint: %q, %v, want b after its withdrawal", a.name, a.err)
+	}
+}
+
+// A packet may be sent to an endpoint by the table before a change and leave by the
+// one after it. It goes nowhere, and its client's next try finds another endpoint.
+func TestConnectionToWithdrawnEndpointIsTriedAgain(t *testing.T) {
+	w := newWorld(t)
+	w.ensure(front)
+	b, client := w.task("b"), w.task("client")
+	w.serve(b.ns, "b", 80)
+	gone4, gone6 := netip.MustParseAddrPort("10.71.200.200:80"), netip.MustParseAddrPort("[fd00:71::c8]:80")
+	nobody := []netip.AddrPort{gone4, gone6}
+	both := append(b.endpoints(80), nobody...)
+	w.program(
+		network.Rule{Service: "web", Address: vip4, Port: 80, Endpoints: both},
+		network.Rule{Service: "web", Address: vip6, Port: 80, Endpoints: both},
+		network.Rule{Service: "web", Port: 8080, Endpoints: both},
+	)
+	// Such a packet is rare, so the table is put between the two: it sends to both,
+	// and one is no endpoint any more.
+	c, err := w.d.table.open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range nobody {
+		for el := range hairpin(e.Addr()) {
+			if err := w.d.table.del(c, el.set, []nftables.SetElement{{Key: []byte(el.key)}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := w.d.table.flush(c); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []struct {
+		ns *os.File
+		to string
+	}{{client.ns, "10.72.0.1:80"}, {client.ns, "[fd00:72::1]:80"}, {w.hostNS, "10.72.0.1:80"}, {w.hostNS, "[::1]:8080"}} {
+		for late := false; !late; {
+			begun := time.Now()
+			if name, _, err := ask(p.ns, "tcp", p.to); err != nil || name != "b" {
+				t.Fatalf("connection to %s: %q, %v, want b", p.to, name, err)
+			}
+			late = time.Since(begun) > 500*time.Millisecond // it met nobody, and tried again
+		}
+	}
+	if n := w.unanswered(); n > 0 {
+		t.Errorf("connection tracking has %d unanswered connections, want none to the address that is no endpoint", n)
 	}
 }
 
