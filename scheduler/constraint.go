@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"regexp"
+	"regexp/syntax"
 	"slices"
 	"strconv"
 	"strings"
@@ -124,7 +125,7 @@ func (c *Constraint) Validate() error {
 			return invalid("constraint.values", c.Values[0], "a number")
 		}
 	case c.Op == OpMatch || c.Op == OpNotMatch:
-		if _, err := regexp.Compile(c.Values[0]); err != nil {
+		if _, err := wholly(c.Values[0]); err != nil {
 			return invalid("constraint.values", c.Values[0], "a regular expression: "+err.Error())
 		}
 	}
@@ -204,7 +205,10 @@ func (c *Constraint) compile() func(value string, has bool) bool {
 	case OpNotIn:
 		return negate(func(v string) bool { return slices.Contains(c.Values, v) })
 	case OpMatch, OpNotMatch:
-		re := regexp.MustCompile(`^(?:` + c.Values[0] + `)$`)
+		re, err := wholly(c.Values[0])
+		if err != nil {
+			return func(string, bool) bool { return false }
+		}
 		if c.Op == OpMatch {
 			return assert(re.MatchString)
 		}
@@ -233,6 +237,17 @@ func (c *Constraint) compile() func(value string, has bool) bool {
 		return negate(holds)
 	}
 	return assert(holds)
+}
+
+// wholly compiles an expression that a value must match from its first byte to its
+// last. It is written anew before it is put between other things: a \Q without a \E
+// would quote these too.
+func wholly(expr string) (*regexp.Regexp, error) {
+	re, err := syntax.Parse(expr, syntax.Perl)
+	if err != nil {
+		return nil, err
+	}
+	return regexp.Compile(`^(?:` + re.String() + `)$`)
 }
 
 // comparison compares a node's value with the constraint's, and says whether

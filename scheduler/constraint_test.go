@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"reflect"
+	"strings"
 	"testing"
 )
 
@@ -59,6 +60,7 @@ func TestParseConstraintErrors(t *testing.T) {
 	for _, text := range []string{
 		"zone == eu", "node.labels. == x", "node.role == manager", "node.labels.n > many", "node.labels.n > NaN",
 		"node.labels.v > semver x", "node.labels.v > semver 1.2.3.4", `node.id =~ "("`,
+		`node.id =~ "a)|(b"`, `node.id =~ "` + strings.Repeat("(", 999) + "a" + strings.Repeat(")", 999) + `"`,
 	} {
 		var bad *InvalidError
 		if _, err := ParseConstraint(text); !errors.As(err, &bad) {
@@ -89,6 +91,10 @@ func TestConstraintMatches(t *testing.T) {
 		{`node.labels.k =~ "a.c"`, has("abc"), true},
 		{`node.labels.k =~ "a.c"`, has("xabcx"), false}, // the whole value
 		{`node.labels.k !~ "a.c"`, &Node{}, true},
+		{`node.labels.k =~ "\\Qa.c"`, has("a.c"), true}, // what is quoted ends with the value
+		{`node.labels.k =~ "\\Qa.c"`, has("abc"), false},
+		{`node.labels.k =~ "(?i)ab|cd"`, has("CD"), true},
+		{`node.labels.k =~ "ab|cd"`, has("abcd"), false},
 		{"node.labels.k == semver 1.2", has("v1.2.0+build"), true},
 		{"node.labels.k != semver 1.2", has("nonsense"), true},
 		{"node.labels.k > semver 1.9", has("1.10"), true},
@@ -129,6 +135,7 @@ func FuzzParseConstraint(f *testing.F) {
 	for _, text := range []string{
 		"node.labels.zone == eu", "node.labels.zone in (eu, us)", "node.labels.ssd not exists", "node.labels.v >= semver 1.2",
 		`node.hostname =~ "web-[0-9]+"`, `node.id == "\x00"`, "node.id in a,b", "node.labels.a == semver", "node.labels.n < -1e9",
+		`node.id =~ "\\Qweb"`,
 	} {
 		f.Add(text, "1.2")
 	}
