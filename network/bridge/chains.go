@@ -30,8 +30,10 @@ const (
 //	                            what leaves for the world, comes from the
 //	                            node's loopback, or would come back to its own
 //	                            sender, gets the node's address as source
-//	raw                         tasks do not reach the node's loopback
-//	forward                     networks are apart; frontends are not
+//	raw                         neither tasks nor nodes reach the node's
+//	                            loopback
+//	forward                     networks are apart, also where they share an
+//	                            uplink; frontends are not
 //	input                       resets, see below
 //	output-filter               the node's own connections to frontends
 //	                            without endpoints; no redirects to tasks
@@ -68,9 +70,19 @@ func (t *table) chains() []ruleChain {
 	gone := func(to field, width uint32, f string) []expr.Any {
 		return rule(translated, load(to, 8), t.in(setWhole+f, 8), load(to, 8+width), t.notIn(setHairpin+f, 8), drop)
 	}
+	// Where networks share an uplink, a packet's addresses say which it is of.
+	// What the other node would not take for its network's own gets this node's
+	// address there.
+	sameNetwork := func(ipv4 bool) []expr.Any {
+		return rule(t.network(source(ipv4), ipv4, 8), t.network(dest(ipv4), ipv4, 12), t.in(setSame, 8))
+	}
 	postrouting := [][]expr.Any{
 		rule(ipv4, gone(dest4, 1, "4")),
 		rule(ipv6, gone(dest6, 4, "6")),
+		rule(outName, t.in(setUplinks, 8), ipv4, sameNetwork(true), accept),
+		rule(outName, t.in(setUplinks, 8), ipv6, sameNetwork(false), accept),
+		rule(outName, t.in(setUplinks, 8), ipv4, t.fromGateway(true)),
+		rule(outName, t.in(setUplinks, 8), ipv6, t.fromGateway(false)),
 		rule(ipv4, load(source4, 8), t.in(setSubnets+"4", 8), outName, t.notIn(setBridges, 8), masquerade),
 		rule(ipv6, load(source6, 8), t.in(setSubnets+"6", 8), outName, t.notIn(setBridges, 8), masquerade),
 		// To an endpoint on another node: its replies must come back here.
@@ -82,8 +94,8 @@ func (t *table) chains() []ruleChain {
 		rule(ipv6, load(source6, 8), load(dest6, 12), t.in(setHairpin+"6", 8), masquerade),
 	}
 	raw := [][]expr.Any{
-		rule(inName, t.in(setBridges, 8), ipv4, load(dest4, 8), masked(8, []byte{255, 0, 0, 0}, []byte{127, 0, 0, 0}), drop),
-		rule(inName, t.in(setBridges, 8), ipv6, load(dest6, 8), equal(8, loopback6), drop),
+		rule(ipv4, load(dest4, 8), masked(8, []byte{255, 0, 0, 0}, []byte{127, 0, 0, 0}), inName, t.in(setGuarded, 8), drop),
+		rule(ipv6, load(dest6, 8), equal(8, loopback6), inName, t.in(setGuarded, 8), drop),
 	}
 	// Virtual addresses that are still there after the nat chains: nobody
 	// serves them.
@@ -93,12 +105,18 @@ func (t *table) chains() []ruleChain {
 		rule(ipv4, load(dest4, 8), t.in(setVirtual+"4", 8), jumpTo(chainRefuse)),
 		rule(ipv6, load(dest6, 8), t.in(setVirtual+"6", 8), jumpTo(chainRefuse)),
 	}
+	// From another node by an uplink: as if it had come by its network's link.
+	fromUplink := func(v4 bool) []expr.Any {
+		return rule(inName, t.in(setUplinks, 8), ofFamily(v4), t.network(source(v4), v4, 8), outNameAt(12), t.in(setSame, 8), backTheSameWay, accept)
+	}
 	forward := append([][]expr.Any{
-		rule(tcpReset, jump(chainReset)),
+		rule(tcpFlags(tcpRST), jump(chainReset)),
+		rule(tcpFlags(tcpSYN), outName, t.in(setLinks, 8), clampMSS),
 		rule(ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept),
 		rule(inName, t.in(setBridges, 8), jumpTo(chainTask)),
 	}, refused...)
 	forward = append(forward,
+		fromUplink(true), fromUplink(false),
 		// From the world into a network: what was sent to a published port.
 		rule(outName, t.in(setBridges, 8), translated, accept),
 		rule(outName, t.in(setBridges, 8), drop),
@@ -111,6 +129,10 @@ func (t *table) chains() []ruleChain {
 	}, refused...)
 	fromTask = append(fromTask,
 		rule(inName, outNameAt(12), t.in(setSame, 8), accept),
+		rule(outName, t.in(setUplinks, 8), ipv4, inName, t.network(dest4, true, 12), t.in(setSame, 8), accept),
+		rule(outName, t.in(setUplinks, 8), ipv6, inName, t.network(dest6, false, 12), t.in(setSame, 8), accept),
+		rule(ipv4, load(dest4, 8), t.in(setWhole+"4", 8), prohibited),
+		rule(ipv6, load(dest6, 8), t.in(setWhole+"6", 8), prohibited),
 		rule(outName, t.in(setBridges, 8), prohibited),
 		rule(inName, t.in(setInternal, 8), prohibited),
 	)
@@ -124,8 +146,8 @@ func (t *table) chains() []ruleChain {
 		rule(inName, t.in(setBridges, 8), translated, resetOfSYN, drop),
 	}
 	output := append([][]expr.Any{
-		rule(outName, t.in(setBridges, 8), ipv4, icmpType(unix.IPPROTO_ICMP, 5), drop),
-		rule(outName, t.in(setBridges, 8), ipv6, icmpType(unix.IPPROTO_ICMPV6, 137), drop),
+		rule(ipv4, icmpType(unix.IPPROTO_ICMP, 5), outName, t.in(setGuarded, 8), drop),
+		rule(ipv6, icmpType(unix.IPPROTO_ICMPV6, 137), outName, t.in(setGuarded, 8), drop),
 		rule(ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept),
 	}, refused...)
 	return []ruleChain{
@@ -142,7 +164,7 @@ func (t *table) chains() []ruleChain {
 		{base("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest), balance},
 		{base("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource), postrouting},
 		{base("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter), forward},
-		{base("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter), [][]expr.Any{rule(tcpReset, jump(chainReset))}},
+		{base("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter), [][]expr.Any{rule(tcpFlags(tcpRST), jump(chainReset))}},
 		{base("output-filter", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityFilter), output},
 	}
 }
@@ -237,6 +259,22 @@ var (
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 8, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
 	}
 
+	// backTheSameWay is a packet whose sender the node would answer by the
+	// interface that it came in by.
+	backTheSameWay = []expr.Any{
+		&expr.Fib{Register: 8, FlagSADDR: true, FlagIIF: true, FlagPRESENT: true, ResultOIF: true},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 8, Data: []byte{0}},
+	}
+
+	// clampMSS makes the greatest segment that a SYN announces one that fits the
+	// way that the SYN takes. A client beyond this node may hear of it by no
+	// other means.
+	clampMSS = []expr.Any{
+		&expr.Rt{Register: 8, Key: expr.RtTCPMSS},
+		&expr.Byteorder{SourceRegister: 8, DestRegister: 8, Op: expr.ByteorderHton, Len: 2, Size: 2},
+		&expr.Exthdr{SourceRegister: 8, Type: 2, Offset: 2, Len: 2, Op: expr.ExthdrOpTcpopt},
+	}
+
 	// translated is a connection whose destination was changed.
 	translated = []expr.Any{
 		&expr.Ct{Register: 8, Key: expr.CtKeySTATUS},
@@ -245,11 +283,6 @@ var (
 	}
 
 	// TCP's flags are byte 13, its sequence number bytes 4 to 7.
-	tcpReset = rule(protocolIs(unix.IPPROTO_TCP), []expr.Any{
-		&expr.Payload{DestRegister: 8, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
-		&expr.Bitwise{SourceRegister: 8, DestRegister: 8, Len: 1, Mask: []byte{tcpRST}, Xor: []byte{0}},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 8, Data: []byte{0}},
-	})
 	resetOfSYN = rule(protocolIs(unix.IPPROTO_TCP), []expr.Any{
 		&expr.Payload{DestRegister: 8, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 8, Data: []byte{tcpRST | tcpACK}},
@@ -258,7 +291,17 @@ var (
 	})
 )
 
+// tcpFlags is a TCP segment with one of the flags.
+func tcpFlags(flags byte) []expr.Any {
+	return rule(protocolIs(unix.IPPROTO_TCP), []expr.Any{
+		&expr.Payload{DestRegister: 8, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
+		&expr.Bitwise{SourceRegister: 8, DestRegister: 8, Len: 1, Mask: []byte{flags}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 8, Data: []byte{0}},
+	})
+}
+
 const (
+	tcpSYN    = 0x02
 	tcpRST    = 0x04
 	tcpACK    = 0x10
 	ipsDstNAT = 1 << 5 // IPS_DST_NAT, see nf_conntrack_common.h
@@ -279,6 +322,48 @@ func outNameAt(register uint32) []expr.Any {
 
 func load(f field, register uint32) []expr.Any {
 	return []expr.Any{&expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: f.offset, Len: f.size}}
+}
+
+func ofFamily(v4 bool) []expr.Any {
+	if v4 {
+		return ipv4
+	}
+	return ipv6
+}
+
+func source(ipv4 bool) field {
+	if ipv4 {
+		return source4
+	}
+	return source6
+}
+
+func dest(ipv4 bool) field {
+	if ipv4 {
+		return dest4
+	}
+	return dest6
+}
+
+// network loads the bridge of the network that an address is of. Where it is of
+// none, the rule ends.
+func (t *table) network(f field, ipv4 bool, register uint32) []expr.Any {
+	return append(load(f, register), t.lookup(mapNetwork+suffix(ipv4), register))
+}
+
+// fromGateway puts the node's own address on the destination's network in front.
+func (t *table) fromGateway(ipv4 bool) []expr.Any {
+	kind := uint32(unix.NFPROTO_IPV6)
+	if ipv4 {
+		kind = unix.NFPROTO_IPV4
+	}
+	return append(load(dest(ipv4), 8), t.lookup(mapGateway+suffix(ipv4), 8),
+		&expr.NAT{Type: expr.NATTypeSourceNAT, Family: kind, RegAddrMin: 8})
+}
+
+// lookup replaces a map's key by what it leads to.
+func (t *table) lookup(name string, register uint32) expr.Any {
+	return &expr.Lookup{SourceRegister: register, DestRegister: register, IsDestRegSet: true, SetName: name, SetID: t.sets[name].ID}
 }
 
 // frontend loads the key of the maps by address: address, protocol, port.

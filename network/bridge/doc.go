@@ -51,7 +51,9 @@
 // IPv4 and IPv6 forwarding are turned on, with accept_ra at 2 where it was 1
 // so that default routes stay; net.ipv4.conf.all.send_redirects is turned
 // off, each interface keeping its own; route_localnet is turned on for the
-// bridges. br_netfilter is turned off for IP where no bridge is another
-// program's. None of these is turned back. A firewall of the host whose
+// bridges. For uplinks ([Options.Uplinks]) both are set too, with what others
+// send to the node's loopback dropped in the table; route_localnet is turned
+// back by Purge, before the table goes. br_netfilter is turned off for IP where no bridge is another
+// program's. None of the others is turned back. A firewall of the host whose
 // forward policy is to drop has to let the bridges (named ob…) pass.
 package bridge

@@ -39,6 +39,12 @@ type Options struct {
 	// MTU of networks that give none; when 0, that of the interface with
 	// the default route, or 1500.
 	MTU int
+	// Uplinks are interfaces of the node by which networks with a
+	// Whole reach other nodes by plain routes, beside or instead of a link of
+	// their own. What comes in there is of a network when it comes from an
+	// address of the network's Whole that the node would answer by the same
+	// interface.
+	Uplinks []string
 	// Logger gets what is worth knowing and no error; nil means silence.
 	Logger *slog.Logger
 }
@@ -141,7 +147,7 @@ func (d *Driver) open() (err error) {
 	if d.host, err = dial(d.hostNS); err != nil {
 		return err
 	}
-	d.table = newTable(d.options.ID, d.hostNS)
+	d.table = newTable(d.options.ID, d.hostNS, d.options.Uplinks)
 	_, err = os.Stat("/proc/sys/net/bridge")
 	d.bridged = err == nil
 	if err := d.sweepNamespaces(); err != nil {
@@ -272,7 +278,7 @@ func (d *Driver) Purge(ctx context.Context) error {
 	d.networks.Lock()
 	defer d.networks.Unlock()
 
-	errs := []error{d.table.remove()}
+	errs := []error{d.leaveUplinks(), d.table.remove()}
 	d.balance = balance{}
 	for name, nw := range d.nets {
 		errs = append(errs, d.removeLinks(nw), d.state.removeNetwork(name))

@@ -31,7 +31,7 @@ func (d *Driver) checkRoutes(nw *segment) error {
 		if link, err := d.host.LinkByIndex(r.LinkIndex); err == nil {
 			name = link.Attrs().Name
 		}
-		if name == nw.bridge || name == nw.link {
+		if name == nw.bridge || name == nw.link || nw.toPeers(to, r.Protocol) {
 			continue
 		}
 		for _, mine := range slices.Concat(nw.Subnets, nw.Virtual) {

@@ -137,7 +137,7 @@ func TestOpenRefuses(t *testing.T) {
 }
 
 func TestIntervalsMerge(t *testing.T) {
-	got := intervals([]netip.Prefix{netip.MustParsePrefix("10.1.1.0/24"), netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("10.2.0.0/16")})
+	got := intervals([]span{{Prefix: netip.MustParsePrefix("10.1.1.0/24")}, {Prefix: netip.MustParsePrefix("10.1.0.0/24")}, {Prefix: netip.MustParsePrefix("10.2.0.0/16")}})
 	want := []struct {
 		key []byte
 		end bool

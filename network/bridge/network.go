@@ -78,6 +78,11 @@ func (d *Driver) ensure(nw, old *segment) error {
 		return err
 	}
 	d.nets[nw.Name] = nw
+	if old != nil && !slices.Equal(old.Whole, nw.Whole) {
+		if err := d.removePeerRoutes(old); err != nil {
+			return err
+		}
+	}
 	if err := d.makeBridge(nw); err != nil {
 		return err
 	}
@@ -274,10 +279,14 @@ func (d *Driver) Remove(ctx context.Context, name string) error {
 	return nil
 }
 
-// removeLinks takes a bridge away with all its ports.
+// removeLinks takes a bridge away with all its ports, and the ways to other
+// nodes.
 func (d *Driver) removeLinks(nw *segment) error {
 	if err := d.host.deleteLink(nw.link); err != nil && !isGone(err) {
 		return fmt.Errorf("remove interface %s: %w", nw.link, err)
+	}
+	if err := d.removePeerRoutes(nw); err != nil {
+		return err
 	}
 	bridge, err := d.host.LinkByName(nw.bridge)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {

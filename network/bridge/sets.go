@@ -23,6 +23,10 @@ const (
 	setWhole    = "whole"    // and of those on other nodes; by family
 	setVirtual  = "virtual"  // ranges of virtual addresses; by family
 	setLocal6   = "local6"   // IPv6 addresses of the node where ports are not published
+	setUplinks  = "uplinks"  // Options.Uplinks
+	setGuarded  = "guarded"  // where nobody may ask for the node's loopback: bridges and uplinks
+	mapNetwork  = "network"  // address of a task on any node -> bridge of its network; by family
+	mapGateway  = "gateway"  // the same -> the node's own address there, if the network has a Whole; by family
 )
 
 // The sets and maps about services; each by family.
@@ -52,7 +56,8 @@ func suffix(ipv4 bool) string {
 	return "6"
 }
 
-var networkSets = []string{setBridges, setLinks, setSame, setInternal, setSubnets + "4", setSubnets + "6", setWhole + "4", setWhole + "6", setVirtual + "4", setVirtual + "6", setLocal6}
+var networkSets = []string{setBridges, setLinks, setSame, setInternal, setSubnets + "4", setSubnets + "6", setWhole + "4", setWhole + "6", setVirtual + "4", setVirtual + "6", setLocal6,
+	setUplinks, setGuarded, mapNetwork + "4", mapNetwork + "6", mapGateway + "4", mapGateway + "6"}
 
 var serviceSets = []string{mapVirtual, mapHost, mapAll, mapEndpoints, setRefused, setHairpin, setCounted, setCountedAll}
 
@@ -67,6 +72,8 @@ func allSets() []*nftables.Set {
 		{Name: setSame, KeyType: pair(nftables.TypeIFName, nftables.TypeIFName), KeyByteOrder: binaryutil.NativeEndian, Concatenation: true},
 		{Name: setInternal, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
 		{Name: setLocal6, KeyType: nftables.TypeIP6Addr},
+		{Name: setUplinks, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
+		{Name: setGuarded, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
 	}
 	for _, ipv4 := range []bool{true, false} {
 		f, addr := suffix(ipv4), nftables.TypeIP6Addr
@@ -78,6 +85,8 @@ func allSets() []*nftables.Set {
 			&nftables.Set{Name: setSubnets + f, KeyType: addr, Interval: true},
 			&nftables.Set{Name: setWhole + f, KeyType: addr, Interval: true},
 			&nftables.Set{Name: setVirtual + f, KeyType: addr, Interval: true},
+			&nftables.Set{Name: mapNetwork + f, KeyType: addr, Interval: true, IsMap: true, DataType: nftables.TypeIFName},
+			&nftables.Set{Name: mapGateway + f, KeyType: addr, Interval: true, IsMap: true, DataType: addr},
 			&nftables.Set{Name: mapVirtual + f, KeyType: frontend, Concatenation: true, IsMap: true, DataType: nftables.TypeVerdict},
 			&nftables.Set{Name: mapHost + f, KeyType: frontend, Concatenation: true, IsMap: true, DataType: nftables.TypeVerdict},
 			&nftables.Set{Name: mapAll + f, KeyType: pair(nftables.TypeInetProto, nftables.TypeInetService), Concatenation: true, IsMap: true, DataType: nftables.TypeVerdict},
@@ -92,15 +101,20 @@ func allSets() []*nftables.Set {
 }
 
 // networkElements returns what the sets about networks hold.
-func networkElements(nets []*segment, loopback6 bool) map[string][]nftables.SetElement {
+func networkElements(nets []*segment, uplinks []string, loopback6 bool) map[string][]nftables.SetElement {
 	elements := map[string][]nftables.SetElement{}
-	ranges := map[string][]netip.Prefix{}
+	ranges := map[string][]span{}
 	add := func(set string, key []byte) {
 		elements[set] = append(elements[set], nftables.SetElement{Key: key})
+	}
+	for _, name := range uplinks {
+		add(setUplinks, interfaceKey(name))
+		add(setGuarded, interfaceKey(name))
 	}
 	for _, nw := range nets {
 		name, link := interfaceKey(nw.bridge), interfaceKey(nw.link)
 		add(setBridges, name)
+		add(setGuarded, name)
 		add(setSame, slices.Concat(name, name))
 		if nw.Internal {
 			add(setInternal, name)
@@ -108,6 +122,7 @@ func networkElements(nets []*segment, loopback6 bool) map[string][]nftables.SetE
 		whole := nw.Whole
 		if len(whole) > 0 {
 			add(setBridges, link)
+			add(setGuarded, link)
 			add(setLinks, link)
 			add(setSame, slices.Concat(name, link))
 			add(setSame, slices.Concat(link, name))
@@ -119,22 +134,26 @@ func networkElements(nets []*segment, loopback6 bool) map[string][]nftables.SetE
 		}
 		for _, p := range nw.Subnets {
 			set := setSubnets + suffix(p.Addr().Is4())
-			ranges[set] = append(ranges[set], p.Masked())
+			ranges[set] = append(ranges[set], span{p.Masked(), nil})
 		}
 		for _, p := range whole {
-			set := setWhole + suffix(p.Addr().Is4())
-			ranges[set] = append(ranges[set], p.Masked())
+			f := suffix(p.Addr().Is4())
+			ranges[setWhole+f] = append(ranges[setWhole+f], span{p.Masked(), nil})
+			ranges[mapNetwork+f] = append(ranges[mapNetwork+f], span{p.Masked(), name})
+			if gw := nw.gateway(p.Addr().Is4()); len(nw.Whole) > 0 && gw.IsValid() {
+				ranges[mapGateway+f] = append(ranges[mapGateway+f], span{p.Masked(), gw.AsSlice()})
+			}
 		}
 		for _, p := range nw.Virtual {
 			set := setVirtual + suffix(p.Addr().Is4())
-			ranges[set] = append(ranges[set], p.Masked())
+			ranges[set] = append(ranges[set], span{p.Masked(), nil})
 		}
 	}
 	if !loopback6 {
 		add(setLocal6, netip.IPv6Loopback().AsSlice())
 	}
-	for set, prefixes := range ranges {
-		elements[set] = intervals(prefixes)
+	for set, spans := range ranges {
+		elements[set] = intervals(spans)
 	}
 	return elements
 }
@@ -146,23 +165,29 @@ func interfaceKey(name string) []byte {
 	return key
 }
 
-// intervals returns prefixes that do not overlap as elements of an interval
-// set: the first address of each, and the first after it, unless the next
+// span is a range of addresses in a set, or in a map with what it leads to.
+type span struct {
+	netip.Prefix
+	value []byte
+}
+
+// intervals returns spans that do not overlap as elements of an interval set or
+// map: the first address of each, and the first after it, unless the next
 // range begins there.
-func intervals(prefixes []netip.Prefix) []nftables.SetElement {
-	slices.SortFunc(prefixes, func(a, b netip.Prefix) int {
+func intervals(spans []span) []nftables.SetElement {
+	slices.SortFunc(spans, func(a, b span) int {
 		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 	})
 	var elements []nftables.SetElement
 	var end netip.Addr // the first address after the range that is open
-	for _, p := range prefixes {
-		if p.Addr() != end {
-			if end.IsValid() {
-				elements = append(elements, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
-			}
-			elements = append(elements, nftables.SetElement{Key: p.Addr().AsSlice()})
+	for _, p := range spans {
+		if p.Addr() != end && end.IsValid() {
+			elements = append(elements, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
 		}
-		end = network.Broadcast(p).Next()
+		if p.Addr() != end || p.value != nil {
+			elements = append(elements, nftables.SetElement{Key: p.Addr().AsSlice(), Val: p.value})
+		}
+		end = network.Broadcast(p.Prefix).Next()
 	}
 	if end.IsValid() {
 		elements = append(elements, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})

@@ -21,6 +21,7 @@ import (
 //
 //	lock                   held while a Driver is open
 //	networks/NAME.json     the network as it was last ensured
+//	uplink-NAME            an interface of the node that was changed
 //	addresses/NAME/ADDR    who has the address: one file for each, made
 //	                       with O_EXCL, holding the attachment
 //
@@ -49,6 +50,10 @@ func openState(dir string) (*state, error) {
 	}
 	return &state{dir: dir, lock: lock}, nil
 }
+
+const uplinkPrefix = "uplink-"
+
+func (s *state) uplinkPath(name string) string { return filepath.Join(s.dir, uplinkPrefix+name) }
 
 func (s *state) close() error { return s.lock.Close() }
 

@@ -18,7 +18,7 @@ import (
 
 // layout is the version of the table's chains and sets. A table of another
 // version, left by another version of the program, is replaced whole.
-const layout = "layout-4"
+const layout = "layout-5"
 
 // tablePrefix is what the tables of all fleets begin with.
 const tablePrefix = "orchestrate-"
@@ -27,18 +27,19 @@ const tablePrefix = "orchestrate-"
 // elements of its sets and maps: those about networks are replaced whole,
 // there are few, and those about services one by one.
 type table struct {
-	name  string
-	netNS *os.File
-	nft   *nftables.Table
-	sets  map[string]*nftables.Set
+	name    string
+	netNS   *os.File
+	uplinks []string
+	nft     *nftables.Table
+	sets    map[string]*nftables.Set
 
 	mu        sync.Mutex // guards what follows
 	loopback6 bool       // whether ports are published at ::1
 	networks  string     // what was written about networks, in any one form
 }
 
-func newTable(id string, netNS *os.File) *table {
-	t := &table{name: tablePrefix + id, netNS: netNS}
+func newTable(id string, netNS *os.File, uplinks []string) *table {
+	t := &table{name: tablePrefix + id, netNS: netNS, uplinks: uplinks}
 	t.nft = &nftables.Table{Name: t.name, Family: nftables.TableFamilyINet}
 	t.sets = make(map[string]*nftables.Set)
 	for i, s := range allSets() {
@@ -134,7 +135,7 @@ func (t *table) flush(c *nftables.Conn) error {
 // transaction.
 func (t *table) setNetworks(nets []*segment, loopback6 bool) error {
 	slices.SortFunc(nets, func(a, b *segment) int { return cmp.Compare(a.Name, b.Name) })
-	want := fmt.Sprint(networkElements(nets, loopback6))
+	want := fmt.Sprint(networkElements(nets, t.uplinks, loopback6))
 	c, fresh, err := t.begin()
 	if err != nil {
 		return err
@@ -169,7 +170,7 @@ func (t *table) publishesLoopback6() bool {
 }
 
 func (t *table) addNetworks(c *nftables.Conn, nets []*segment, loopback6 bool) error {
-	elements := networkElements(nets, loopback6)
+	elements := networkElements(nets, t.uplinks, loopback6)
 	for _, name := range networkSets {
 		c.FlushSet(t.sets[name])
 		if err := t.add(c, name, elements[name]); err != nil {

@@ -15,7 +15,7 @@ import (
 )
 
 // sink takes what it is sent; a connection that begins with 'p' is answered a
-// byte for each byte instead.
+// byte for each byte instead, one with 'e' gets back all that it sends.
 func (w *world) sink(ns *os.File, port uint16) {
 	var l net.Listener
 	check(w, in(ns, func() (err error) {
@@ -35,8 +35,8 @@ func (w *world) sink(ns *os.File, port uint16) {
 				if _, err := io.ReadFull(c, kind); err != nil {
 					return
 				}
-				if kind[0] == 'p' {
-					_, _ = io.CopyBuffer(struct{ io.Writer }{c}, struct{ io.Reader }{c}, make([]byte, 1))
+				if size := map[byte]int{'p': 1, 'e': 64 << 10}[kind[0]]; size > 0 {
+					_, _ = io.CopyBuffer(struct{ io.Writer }{c}, struct{ io.Reader }{c}, make([]byte, size))
 					return
 				}
 				_, _ = io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{c}, make([]byte, 1<<20))
@@ -49,7 +49,7 @@ func (w *world) sink(ns *os.File, port uint16) {
 	})
 }
 
-func dialIn(b *testing.B, ns *os.File, to, kind string) (c net.Conn) {
+func dialIn(b testing.TB, ns *os.File, to, kind string) (c net.Conn) {
 	b.Helper()
 	check(b, in(ns, func() (err error) {
 		c, err = net.DialTimeout("tcp", to, 10*time.Second)

@@ -34,6 +34,9 @@ type slice struct {
 	Node     string     `json:"node"`
 	Underlay netip.Addr `json:"underlay"`
 	MAC      string     `json:"mac"` // of the node's end
+	// Link are the addresses by which others on the node's link may send to it
+	// directly, the best first; none if they are not to.
+	Link []netip.Prefix `json:"link,omitempty"`
 }
 
 func sliceKey(name string, index int) string { return fmt.Sprintf("%s%s/%06d", keySlices, name, index) }
@@ -105,8 +108,12 @@ func hash(parts ...string) int {
 }
 
 // claim takes a slice of a network for this node, or finds the one it has.
-func (d *Driver) claim(ctx context.Context, name string, whole []netip.Prefix, mac net.HardwareAddr) (int, error) {
-	mine, err := json.Marshal(slice{Node: d.opts.Node, Underlay: d.opts.Underlay, MAC: mac.String()})
+func (d *Driver) claim(ctx context.Context, name string, whole []netip.Prefix, mac net.HardwareAddr, way underlay) (int, error) {
+	own := slice{Node: d.opts.Node, Underlay: d.opts.Underlay, MAC: mac.String()}
+	if d.opts.Direct != DirectNever {
+		own.Link = way.addrs
+	}
+	mine, err := json.Marshal(own)
 	if err != nil {
 		return 0, err
 	}

@@ -1,5 +1,6 @@
 // Package overlay is a network over many nodes: what package bridge makes on
-// one, joined by VXLAN (RFC 7348) in the kernel.
+// one, joined by plain routes where nodes share a link, and by VXLAN (RFC 7348)
+// in the kernel elsewhere.
 //
 //	d, err := overlay.Open(overlay.Options{
 //		Bridge:   bridge.Options{ID: "shop", Dir: "/var/lib/shop/network"},
@@ -20,14 +21,28 @@
 // multicast, no learning and no resolving, and what is gone from the store is
 // gone from the kernel.
 //
+// To a node on the same link the route leads directly: packets go as they are,
+// as large as the link takes them. See [Direct] for when. The node knows such a
+// peer by VXLAN too, and takes both from it, so that a peer that moves to
+// another subnet, or back, needs another route and nothing else. Tasks may send
+// what fits a direct route. To a node beyond VXLAN that may be too large; then
+// their own node tells them, as any router does, and it lowers the segment size
+// that TCP connections announce (RFC 4459, 3.2).
+//
 // A network is a VXLAN network of its own, so networks are as far apart between
-// nodes as they are on one. Its number is taken in the store too.
+// nodes as they are on one. Its number is taken in the store too. On a link,
+// where there is no number, each node goes by addresses: networks never share
+// any. It lets nothing of a task out to another network's addresses, and lets
+// in what comes from an address of the same network that it would answer by the
+// link, which are those of nodes that it knows.
 //
 // Virtual addresses and published ports work on every node: a node that sends a
 // connection to an endpoint elsewhere translates it as one to its own. The
 // endpoint sees the address of a task that connects, and the forwarding node's
 // where the client is outside the network.
 //
-// VXLAN does not encrypt. UDP port 4789 must be open between the nodes, and to
-// nobody else.
+// Neither VXLAN nor a direct route encrypts or proves who sends. UDP port 4789
+// must be open between the nodes, and to nobody else. Who is on a link of nodes
+// with direct routes can send to tasks in the name of another node's task, as
+// anyone can who reaches port 4789; where that is to be feared, encrypt.
 package overlay

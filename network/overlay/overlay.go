@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,7 +26,7 @@ import (
 // DefaultPort is the UDP port that IANA gave VXLAN.
 const DefaultPort = 4789
 
-// Options of a Driver. All but Port are required.
+// Options of a Driver. Bridge, Store, Node and Underlay are required.
 type Options struct {
 	// Bridge is this node's part.
 	Bridge bridge.Options
@@ -38,6 +39,10 @@ type Options struct {
 	Underlay netip.Addr
 	// Port is the UDP port, the same on all nodes; DefaultPort when 0.
 	Port uint16
+
+	// Direct says to which nodes packets go without VXLAN; [DirectAuto] when
+	// empty. Nodes may differ in it.
+	Direct Direct
 
 	joined    func() // see Driver
 	undivided bool   // one slice is all of a network, for tests that know one node
@@ -52,7 +57,6 @@ type Driver struct {
 	opts Options
 	log  *slog.Logger
 	host *netlink.Handle
-	mtu  int // of the underlay, less what VXLAN adds
 
 	mu    sync.Mutex // guards what follows, and orders changes of links
 	nets  map[string]*overlay
@@ -66,8 +70,9 @@ type Driver struct {
 type overlay struct {
 	name  string
 	whole []netip.Prefix
-	index int // of this node's slice
-	link  int // index of the interface
+	index int      // of this node's slice
+	link  int      // index of the interface
+	way   underlay // the interface that direct routes are over
 }
 
 var (
@@ -92,6 +97,10 @@ func Open(opts Options) (*Driver, error) {
 	}
 	opts.Underlay = opts.Underlay.Unmap()
 	opts.Port = cmp.Or(opts.Port, DefaultPort)
+	opts.Direct = cmp.Or(opts.Direct, DirectAuto)
+	if !slices.Contains([]Direct{DirectAuto, DirectAlways, DirectNever}, opts.Direct) {
+		return wrong("direct", fmt.Sprintf("is %q; use %s, %s or %s", opts.Direct, DirectAuto, DirectAlways, DirectNever))
+	}
 	d := &Driver{
 		opts: opts, log: opts.Bridge.Logger,
 		nets: map[string]*overlay{}, peers: map[string]map[string]slice{}, joined: opts.joined,
@@ -103,8 +112,12 @@ func Open(opts Options) (*Driver, error) {
 	if d.host, err = dial(opts.Bridge.HostNamespace); err != nil {
 		return nil, fmt.Errorf("open overlay network: %w", err)
 	}
-	if d.mtu, err = d.underlayMTU(); err == nil {
-		d.Driver, err = bridge.Open(opts.Bridge)
+	way, err := d.underlay()
+	if err == nil {
+		if d.opts.Direct != DirectNever {
+			d.opts.Bridge.Uplinks = []string{way.name}
+		}
+		d.Driver, err = bridge.Open(d.opts.Bridge)
 	}
 	if err != nil {
 		d.host.Close()
@@ -130,27 +143,11 @@ func dial(path string) (*netlink.Handle, error) {
 // and the inner Ethernet header.
 const overhead4, overhead6 = 20 + 8 + 8 + 14, 40 + 8 + 8 + 14
 
-// underlayMTU is the largest packet of a task that fits the interface with the
-// underlay's address.
-func (d *Driver) underlayMTU() (int, error) {
-	addresses, err := d.host.AddrList(nil, unix.AF_UNSPEC)
-	if err != nil {
-		return 0, fmt.Errorf("list addresses: %w", err)
+func (d *Driver) overhead() int {
+	if d.opts.Underlay.Is4() {
+		return overhead4
 	}
-	for _, a := range addresses {
-		if addr, ok := netip.AddrFromSlice(a.IP); !ok || addr.Unmap() != d.opts.Underlay {
-			continue
-		}
-		link, err := d.host.LinkByIndex(a.LinkIndex)
-		if err != nil {
-			return 0, fmt.Errorf("interface with %v: %w", d.opts.Underlay, err)
-		}
-		if d.opts.Underlay.Is4() {
-			return link.Attrs().MTU - overhead4, nil
-		}
-		return link.Attrs().MTU - overhead6, nil
-	}
-	return 0, &network.ConfigError{Field: "underlay", Reason: fmt.Sprintf("no interface of this node has %v", d.opts.Underlay)}
+	return overhead6
 }
 
 // Ensure implements network.Driver: it takes a slice of the network's subnets
@@ -163,8 +160,19 @@ func (d *Driver) Ensure(ctx context.Context, n network.Network) error {
 	if len(n.Whole) > 0 {
 		return &network.ConfigError{Network: n.Name, Field: "whole", Reason: "is for the driver to say; give the ranges of all nodes as subnets"}
 	}
-	if n.MTU > d.mtu {
-		return &network.ConfigError{Network: n.Name, Field: "mtu", Reason: fmt.Sprintf("is %d; the underlay has room for %d", n.MTU, d.mtu)}
+	way, err := d.underlay()
+	if err != nil {
+		return err
+	}
+	tunnel := way.mtu - d.overhead()
+	// Tasks send what fits a direct route. What does not fit VXLAN this node
+	// tells them, as a router does.
+	most := way.mtu
+	if d.opts.Direct == DirectNever {
+		most = tunnel
+	}
+	if n.MTU > most {
+		return &network.ConfigError{Network: n.Name, Field: "mtu", Reason: fmt.Sprintf("is %d; the underlay has room for %d", n.MTU, most)}
 	}
 	for i, p := range n.Subnets {
 		if i == 0 {
@@ -173,7 +181,7 @@ func (d *Driver) Ensure(ctx context.Context, n network.Network) error {
 		n.Subnets[i] = p.Masked()
 	}
 	mac := hardware(d.opts.Node, n.Name)
-	index, err := d.claim(ctx, n.Name, n.Subnets, mac)
+	index, err := d.claim(ctx, n.Name, n.Subnets, mac, way)
 	if err != nil {
 		return fmt.Errorf("network %q: take a slice of %v: %w", n.Name, n.Subnets, err)
 	}
@@ -183,20 +191,20 @@ func (d *Driver) Ensure(ctx context.Context, n network.Network) error {
 	}
 	part := n
 	part.Whole, part.Subnets = n.Subnets, d.cut(n.Subnets, index)
-	part.MTU = cmp.Or(n.MTU, d.mtu)
+	part.MTU = cmp.Or(n.MTU, most)
 	if err := d.Driver.Ensure(ctx, part); err != nil {
 		return err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	link, err := d.makeLink(n.Name, vni, part, mac)
+	link, err := d.makeLink(part, vni, min(part.MTU, tunnel), mac)
 	if err != nil {
 		return fmt.Errorf("network %q: %w", n.Name, err)
 	}
 	if err := d.AdmitLink(n.Name); err != nil {
 		return fmt.Errorf("network %q: %w", n.Name, err)
 	}
-	d.nets[n.Name] = &overlay{name: n.Name, whole: n.Subnets, index: index, link: link}
+	d.nets[n.Name] = &overlay{name: n.Name, whole: n.Subnets, index: index, link: link, way: way}
 	return d.join(n.Name)
 }
 

@@ -90,9 +90,15 @@ func (w *world) await(h *host, what string, so func() bool) {
 }
 
 func TestTasksOfManyNodes(t *testing.T) {
+	for _, mode := range []Direct{DirectAuto, DirectNever} {
+		t.Run(fmt.Sprintf("direct=%v", mode), func(t *testing.T) { testTasksOfManyNodes(t, mode) })
+	}
+}
+
+func testTasksOfManyNodes(t *testing.T, mode Direct) {
 	for _, v6 := range []bool{false, true} {
 		t.Run(fmt.Sprintf("underlay IPv6=%v", v6), func(t *testing.T) {
-			w := newWorld(t, 3, v6)
+			w := newWorld(t, 3, v6, mode)
 			w.ensure(front)
 			var tasks []*task
 			for i, h := range w.hosts {
@@ -123,7 +129,13 @@ func TestTasksOfManyNodes(t *testing.T) {
 // A virtual address and a published port lead to endpoints on other nodes, from
 // a task, from the node and from outside, whichever node is asked.
 func TestBalancesOverNodes(t *testing.T) {
-	w := newWorld(t, 3, false)
+	for _, mode := range []Direct{DirectAuto, DirectNever} {
+		t.Run(string(mode), func(t *testing.T) { testBalancesOverNodes(t, mode) })
+	}
+}
+
+func testBalancesOverNodes(t *testing.T, mode Direct) {
+	w := newWorld(t, 3, false, mode)
 	w.ensure(front)
 	var endpoints []netip.AddrPort
 	for i, h := range w.hosts[:2] {
@@ -172,7 +184,13 @@ func TestBalancesOverNodes(t *testing.T) {
 
 // Networks are apart between nodes too.
 func TestNetworksAreApart(t *testing.T) {
-	w := newWorld(t, 2, false)
+	for _, mode := range []Direct{DirectAuto, DirectNever} {
+		t.Run(string(mode), func(t *testing.T) { testNetworksAreApart(t, mode) })
+	}
+}
+
+func testNetworksAreApart(t *testing.T, mode Direct) {
+	w := newWorld(t, 2, false, mode)
 	w.ensure(front)
 	w.ensure(back)
 	server := w.hosts[1].task("server", "back")
@@ -240,7 +258,7 @@ func TestClaims(t *testing.T) {
 	for i := range 20 {
 		wg.Go(func() {
 			d := &Driver{opts: Options{Store: s, Node: fmt.Sprintf("n%d", i), Underlay: netip.MustParseAddr("192.0.2.1")}}
-			index, err := d.claim(t.Context(), "net", whole, hardware(d.opts.Node, "net"))
+			index, err := d.claim(t.Context(), "net", whole, hardware(d.opts.Node, "net"), underlay{})
 			vni, errVNI := d.number(t.Context(), "net")
 			mu.Lock()
 			defer mu.Unlock()
@@ -318,7 +336,7 @@ func TestOpenRefuses(t *testing.T) {
 		t.Errorf("Open with an address that the node has not: got %v, want an error that names it", err)
 	}
 	n := front
-	n.MTU = 1500
+	n.MTU = 1501
 	var bad *network.ConfigError
 	if err := w.hosts[0].d.Ensure(t.Context(), n); !errors.As(err, &bad) || bad.Field != "mtu" {
 		t.Errorf("Ensure with an MTU that does not fit: got %v, want a ConfigError about it", err)

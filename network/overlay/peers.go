@@ -84,9 +84,9 @@ func (f *follower) join(names []string) error {
 
 // makeLink makes this node's end of a network, or finds it as it should be, and
 // returns its index.
-func (d *Driver) makeLink(name string, vni int, part network.Network, mac net.HardwareAddr) (int, error) {
+func (d *Driver) makeLink(part network.Network, vni, mtu int, mac net.HardwareAddr) (int, error) {
 	want := &netlink.Vxlan{
-		LinkAttrs: netlink.LinkAttrs{Name: d.LinkName(name), MTU: part.MTU, TxQLen: -1, HardwareAddr: mac},
+		LinkAttrs: netlink.LinkAttrs{Name: d.LinkName(part.Name), MTU: mtu, TxQLen: -1, HardwareAddr: mac},
 		VxlanId:   vni, SrcAddr: d.opts.Underlay.AsSlice(), Port: int(d.opts.Port),
 		// Without a checksum over what has its own (RFC 6935 for IPv6).
 		UDP6ZeroCSumTx: true, UDP6ZeroCSumRx: true,
@@ -109,9 +109,9 @@ func (d *Driver) makeLink(name string, vni int, part network.Network, mac net.Ha
 	if err != nil {
 		return 0, fmt.Errorf("interface %s: %w", want.Name, err)
 	}
-	if link.Attrs().MTU != part.MTU {
-		if err := d.host.LinkSetMTU(link, part.MTU); err != nil {
-			return 0, fmt.Errorf("interface %s: mtu %d: %w", want.Name, part.MTU, err)
+	if link.Attrs().MTU != mtu {
+		if err := d.host.LinkSetMTU(link, mtu); err != nil {
+			return 0, fmt.Errorf("interface %s: mtu %d: %w", want.Name, mtu, err)
 		}
 	}
 	// Nobody would hear what the kernel says of an address of its own choice.
@@ -147,15 +147,21 @@ const routeProtocol netlink.RouteProtocol = 217
 
 // entries are what the kernel needs to know of peers: by what they are for.
 type entries struct {
-	forwarding map[string]netip.Addr       // MAC -> underlay
-	neighbours map[netip.Addr]string       // gateway -> MAC
-	routes     map[netip.Prefix]netip.Addr // slice -> gateway
-	sources    map[bool]netip.Addr         // this node's gateway, by whether it is IPv4
+	forwarding map[string]netip.Addr // MAC -> underlay
+	neighbours map[netip.Addr]string // the address that a route leads by -> MAC
+	routes     map[netip.Prefix]hop  // by slice
+	sources    map[bool]netip.Addr   // this node's gateway, by whether it is IPv4
+}
+
+// hop is where a route leads.
+type hop struct {
+	via  netip.Addr
+	link int // index of the interface
 }
 
 // entriesOf returns what this node is to know of the peers on a network.
 func (d *Driver) entriesOf(o *overlay) entries {
-	e := entries{map[string]netip.Addr{}, map[netip.Addr]string{}, map[netip.Prefix]netip.Addr{}, map[bool]netip.Addr{}}
+	e := entries{map[string]netip.Addr{}, map[netip.Addr]string{}, map[netip.Prefix]hop{}, map[bool]netip.Addr{}}
 	for _, gw := range (network.Network{Subnets: d.cut(o.whole, o.index)}).Gateways() {
 		e.sources[gw.Is4()] = gw
 	}
@@ -165,14 +171,33 @@ func (d *Driver) entriesOf(o *overlay) entries {
 		if index == o.index || index >= count || peer.Node == d.opts.Node || peer.Underlay.Is4() != d.opts.Underlay.Is4() {
 			continue
 		}
+		mac, err := net.ParseMAC(peer.MAC)
+		if err != nil || len(mac) != 6 {
+			continue
+		}
 		e.forwarding[peer.MAC] = peer.Underlay
 		part := network.Network{Subnets: d.cut(o.whole, index)}
 		for i, gw := range part.Gateways() {
+			if gw.Is6() {
+				gw = linkLocal(mac)
+			}
 			e.neighbours[gw] = peer.MAC
-			e.routes[part.Subnets[i]] = gw
+			// Peers are known to the link also where a direct route passes it
+			// by: one that moves needs another route then, and nothing else.
+			e.routes[part.Subnets[i]] = hop{gw, o.link}
+			if via, ok := nextHop(d.opts.Direct, o.way.addrs, peer.Link, gw.Is4()); ok {
+				e.routes[part.Subnets[i]] = hop{via, o.way.index}
+			}
 		}
 	}
 	return e
+}
+
+// linkLocal derives an IPv6 address from that of an interface (RFC 4291, appendix
+// A). For an address of another kind the kernel would look whether it is on
+// that very link, and it is in the slice, whose route may lead elsewhere.
+func linkLocal(mac net.HardwareAddr) netip.Addr {
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5]})
 }
 
 // join makes the kernel know the peers on a network, and no others. d.mu is
@@ -259,36 +284,54 @@ func (d *Driver) setNeighbours(o *overlay, want entries, clear bool) error {
 	return errors.Join(errs...)
 }
 
+// setRoutes takes away what leads elsewhere than it should only where nothing
+// takes its place: a route is replaced in one step.
 func (d *Driver) setRoutes(o *overlay, want entries) error {
-	have, err := d.host.RouteListFiltered(unix.AF_UNSPEC, &netlink.Route{LinkIndex: o.link, Protocol: routeProtocol, Table: unix.RT_TABLE_MAIN},
-		netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+	have, err := d.host.RouteListFiltered(unix.AF_UNSPEC, &netlink.Route{Protocol: routeProtocol, Table: unix.RT_TABLE_MAIN},
+		netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}
 	var errs []error
 	same := map[netip.Prefix]bool{}
 	for _, r := range have {
-		to, _ := prefixOf(r.Dst)
-		via, _ := netip.AddrFromSlice(r.Gw)
-		if gw, wanted := want.routes[to]; wanted && gw == via.Unmap() {
+		to, ok := prefixOf(r.Dst)
+		if !ok || !slices.ContainsFunc(o.whole, func(w netip.Prefix) bool { return w.Bits() <= to.Bits() && w.Contains(to.Addr()) }) {
+			continue // another network's
+		}
+		if h, wanted := want.routes[to]; wanted && h == hopOf(r) {
 			same[to] = true
 		} else if !wanted {
 			errs = append(errs, gone(d.host.RouteDel(&r)))
 		}
 	}
-	for to, gw := range want.routes {
+	for to, h := range want.routes {
 		if same[to] {
 			continue
 		}
-		err := d.host.RouteReplace(&netlink.Route{
-			LinkIndex: o.link, Dst: ipNet(to), Gw: gw.AsSlice(), Src: want.sources[gw.Is4()].AsSlice(),
+		r := &netlink.Route{
+			LinkIndex: h.link, Dst: ipNet(to), Src: want.sources[to.Addr().Is4()].AsSlice(),
 			Flags: int(netlink.FLAG_ONLINK), Protocol: routeProtocol,
-		})
-		if err != nil {
-			errs = append(errs, fmt.Errorf("route to %v by %v: %w", to, gw, err))
+		}
+		if h.via.Is4() == to.Addr().Is4() {
+			r.Gw = h.via.AsSlice()
+		} else {
+			r.Via = &netlink.Via{AddrFamily: unix.AF_INET6, Addr: h.via.AsSlice()}
+		}
+		if err := d.host.RouteReplace(r); err != nil {
+			errs = append(errs, fmt.Errorf("route to %v by %v: %w", to, h.via, err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// hopOf returns where a route of the kernel leads.
+func hopOf(r netlink.Route) hop {
+	via, _ := netip.AddrFromSlice(r.Gw)
+	if v, ok := r.Via.(*netlink.Via); ok {
+		via, _ = netip.AddrFromSlice(v.Addr)
+	}
+	return hop{via.Unmap(), r.LinkIndex}
 }
 
 // gone forgives the deletion of what is not there.

@@ -37,6 +37,7 @@ type world struct {
 	store store.Store
 	link  *os.File // namespace of the bridge that joins the hosts
 	v6    bool     // whether the underlay is IPv6
+	mode  Direct
 	hosts []*host
 }
 
@@ -100,9 +101,12 @@ func (w *world) namespace(name string) *os.File {
 
 // newWorld makes n hosts on one link. When the test ends, it purges each driver
 // and fails if anything is left.
-func newWorld(t testing.TB, n int, v6 bool) *world {
+func newWorld(t testing.TB, n int, v6 bool, mode ...Direct) *world {
 	t.Helper()
 	w := &world{TB: t, dir: t.TempDir(), v6: v6}
+	for _, m := range mode {
+		w.mode = m
+	}
 	s := memory.New(memory.Options{})
 	t.Cleanup(func() { _ = s.Close() })
 	w.store = s
@@ -133,7 +137,7 @@ func (w *world) host(i int) *host {
 	w.plug(h.ns, fmt.Sprintf("p%d", i), netip.PrefixFrom(h.addr, bits))
 	h.opts = Options{
 		Bridge: bridge.Options{ID: "test", Dir: filepath.Join(w.dir, h.name+"-state"), HostNamespace: h.ns.Name()},
-		Store:  w.store, Node: h.name, Underlay: h.addr,
+		Store:  w.store, Node: h.name, Underlay: h.addr, Direct: w.mode,
 		joined: func() {
 			select {
 			case h.joined <- struct{}{}:
@@ -206,6 +210,21 @@ func (h *host) purge() {
 	}
 	h.close()
 	err := in(h.ns, func() error {
+		var routes []netlink.Route
+		var err error
+		for _, table := range []int{unix.RT_TABLE_MAIN, unix.RT_TABLE_LOCAL} {
+			more, errList := netlink.RouteListFiltered(unix.AF_UNSPEC, &netlink.Route{Protocol: routeProtocol, Table: table}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+			routes, err = append(routes, more...), errors.Join(err, errList)
+		}
+		if len(routes) > 0 {
+			err = errors.Join(err, fmt.Errorf("routes are left: %v", routes))
+		}
+		if on, errRead := os.ReadFile("/proc/sys/net/ipv4/conf/eth0/route_localnet"); errRead != nil || on[0] != '0' {
+			err = errors.Join(err, errRead, fmt.Errorf("route_localnet of eth0 is left at %s", on))
+		}
+		if err != nil {
+			return err
+		}
 		links, err := netlink.LinkList()
 		for _, l := range links {
 			if name := l.Attrs().Name; strings.HasPrefix(name, "o") {
