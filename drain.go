@@ -272,7 +272,7 @@ func (f *Fleet) drainStatus(ctx context.Context, node string) (DrainStatus, erro
 		st.Ended = !d.Deadline.IsZero() && !d.Deadline.After(now)
 	}
 	st.Draining = spec.Drain && !st.Ended
-	state, err := f.state(ctx, now)
+	state, _, err := f.fork(ctx)
 	if err != nil {
 		return st, err
 	}
@@ -303,17 +303,6 @@ func (f *Fleet) nodeSpec(ctx context.Context, node string) (spec record.NodeSpec
 	return spec, err
 }
 
-// state is what the planner sees.
-func (f *Fleet) state(ctx context.Context, now time.Time) (*control.State, error) {
-	snapshot, err := f.store.List(ctx, "/")
-	if err != nil {
-		return nil, err
-	}
-	s := control.NewState(f.plannerConfig(false))
-	s.Load(snapshot, now)
-	return s, nil
-}
-
 // Evict has one task moved, to another node if there is one: its successor
 // starts first where it can, and it stops within the [Budget] of its service. It
 // asks the budget, and returns once the task is accepted to be moved: Watch and
@@ -330,7 +319,7 @@ func (f *Fleet) Evict(ctx context.Context, task string) error {
 	}
 	defer done()
 	now := time.Now().UTC()
-	state, err := f.state(ctx, now)
+	state, _, err := f.fork(ctx)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/orchestrate-go/orchestrate/autoscale"
@@ -30,6 +31,11 @@ import (
 type Fleet struct {
 	store store.Store
 	opts  options
+
+	// What rehearsals are played on: the state of the loop, nil while there is
+	// none, when that leads, and else a mirror of the store.
+	loop   atomic.Pointer[control.Loop]
+	mirror *control.Mirror
 
 	mu      sync.Mutex // guards what follows
 	closed  bool
@@ -140,6 +146,7 @@ func New(s store.Store, opts ...Option) (*Fleet, error) {
 		}
 		f.opts.scheduler = sched
 	}
+	f.mirror = control.NewMirror(s, f.plannerConfig())
 	return f, nil
 }
 
@@ -162,7 +169,9 @@ func (f *Fleet) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	f.loop.Store(loop)
 	err = loop.Run(ctx)
+	f.loop.CompareAndSwap(loop, nil)
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -180,8 +189,26 @@ func (f *Fleet) beside(ctx context.Context, fence store.Condition) {
 }
 
 // plannerConfig is what the planner decides by, in a rehearsal as when it leads.
-func (f *Fleet) plannerConfig(lazy bool) control.Config {
-	return control.Config{Decode: decodeWorkload, DecodeJob: decodeJobWork, Place: f.opts.scheduler, LostAfter: f.opts.lostAfter, Lazy: lazy}
+func (f *Fleet) plannerConfig() control.Config {
+	return control.Config{Decode: decodeWorkload, DecodeJob: decodeJobWork, Place: f.opts.scheduler,
+		LostAfter: f.opts.lostAfter, LossLimit: f.opts.lossLimit.control()}
+}
+
+// fork returns a copy of what the planner decides by, that has seen all that was
+// written before, and the record of who leads.
+func (f *Fleet) fork(ctx context.Context) (*control.State, store.Item, error) {
+	snapshot, err := f.store.List(ctx, record.Leader)
+	if err != nil {
+		return nil, store.Item{}, err
+	}
+	leader := itemAt(snapshot, record.Leader)
+	if loop := f.loop.Load(); loop != nil {
+		if state := loop.Fork(ctx, snapshot.Revision); state != nil {
+			return state, leader, nil
+		}
+	}
+	state, err := f.mirror.Fork(ctx, snapshot.Revision)
+	return state, leader, err
 }
 
 // Close ends Run and every call under way, and waits for them. It leaves the
@@ -194,6 +221,7 @@ func (f *Fleet) Close() error {
 	}
 	f.mu.Unlock()
 	f.running.Wait()
+	f.mirror.Close()
 	return nil
 }
 

@@ -15,32 +15,63 @@ import (
 )
 
 // BenchmarkPlan plans a new revision of one service of three replicas, with
-// others around that nothing happens to.
+// others around that nothing happens to: in the fleet that leads, in one that does
+// not and has planned before, and in one that has yet to read the store.
 func BenchmarkPlan(b *testing.B) {
 	for _, services := range []int{1, 100, 10_000} {
-		f := atRest(b, services)
+		f, s := atRest(b, services)
 		next := benchService(0)
 		next.Containers[0].Image = "img:2"
-		for _, what := range []string{"plan", "in place", "what if a node dies"} {
-			b.Run(fmt.Sprintf("services=%d/%s", services, what), func(b *testing.B) {
-				b.ReportAllocs()
-				for b.Loop() {
-					var err error
-					switch what {
-					case "plan":
-						_, err = f.Plan(context.Background(), next)
-					case "in place":
-						labelled := benchService(0)
-						labelled.Labels = map[string]string{"a": "b"}
-						_, err = f.Plan(context.Background(), labelled)
-					default:
-						_, err = f.WhatIf(context.Background(), NodesDie("n7"))
-					}
-					if err != nil {
-						b.Fatal(err)
-					}
+		labelled := benchService(0)
+		labelled.Labels = map[string]string{"a": "b"}
+		ask := map[string]func(*Fleet) error{
+			"plan":     func(f *Fleet) error { _, err := f.Plan(b.Context(), next); return err },
+			"in place": func(f *Fleet) error { _, err := f.Plan(b.Context(), labelled); return err },
+			"what if a node dies": func(f *Fleet) error {
+				_, err := f.WhatIf(b.Context(), NodesDie("n7"))
+				return err
+			},
+		}
+		lead, follow := context.WithCancel(b.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- f.Run(lead) }()
+		for f.loop.Load() == nil || f.loop.Load().Fork(b.Context(), 0) == nil {
+			time.Sleep(time.Millisecond)
+		}
+		for _, role := range []string{"leader", "follower", "first"} {
+			for _, what := range []string{"plan", "in place", "what if a node dies"} {
+				if role == "first" && what != "plan" {
+					continue
 				}
-			})
+				b.Run(fmt.Sprintf("services=%d/%s/%s", services, role, what), func(b *testing.B) {
+					b.ReportAllocs()
+					asked := f
+					if role != "leader" {
+						var err error
+						if asked, err = New(s); err != nil {
+							b.Fatal(err)
+						}
+						defer func() { asked.Close() }()
+					}
+					if role == "follower" {
+						if err := ask[what](asked); err != nil {
+							b.Fatal(err)
+						}
+					}
+					for b.Loop() {
+						if role == "first" {
+							asked.mirror.Close()
+						}
+						if err := ask[what](asked); err != nil {
+							b.Fatal(err)
+						}
+					}
+				})
+			}
+		}
+		follow()
+		if err := <-ended; err != nil {
+			b.Fatal(err)
 		}
 	}
 }
@@ -52,7 +83,7 @@ func benchService(i int) Service {
 }
 
 // atRest is a fleet of so many services on 100 nodes, all as they should be.
-func atRest(b *testing.B, services int) *Fleet {
+func atRest(b *testing.B, services int) (*Fleet, store.Store) {
 	ctx := context.Background()
 	s := storememory.New(storememory.Options{})
 	f, err := New(s)
@@ -79,9 +110,9 @@ func atRest(b *testing.B, services int) *Fleet {
 		writes = append(writes, store.Put(record.Key(record.Nodes, id), data), store.Put(record.Key(record.Alive, id), nil))
 	}
 	commit(writes)
-	for first := 0; first < services; first += 50 {
+	for first := 0; first < services; first += 25 {
 		var objects []Object
-		for i := first; i < min(first+50, services); i++ {
+		for i := first; i < min(first+25, services); i++ {
 			objects = append(objects, benchService(i))
 		}
 		if err := f.Apply(ctx, objects...); err != nil {
@@ -94,7 +125,7 @@ func atRest(b *testing.B, services int) *Fleet {
 		b.Fatal(err)
 	}
 	now := time.Now().Add(-time.Hour).UTC()
-	state := control.NewState(f.plannerConfig(false))
+	state := control.NewState(f.plannerConfig())
 	state.Load(snapshot, now)
 	revision := snapshot.Revision
 	apply := func(writes []store.Write) {
@@ -129,5 +160,5 @@ func atRest(b *testing.B, services int) *Fleet {
 	if st, err := f.Get(ctx, "s0"); err != nil || st.Rollout == nil || st.Rollout.Outcome != RolloutCompleted {
 		b.Fatalf("the services are not at rest: %+v, %v", st.Rollout, err)
 	}
-	return f
+	return f, s
 }

@@ -1,6 +1,7 @@
 package orchestrate
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -21,13 +22,13 @@ type What func(context.Context, *supposition) error
 // supposition is what is supposed to happen, as it would be written.
 type supposition struct {
 	fleet    *Fleet
-	snapshot store.Snapshot
 	writes   []store.Write
 	services []string // whose specs change
 }
 
 // WhatIf returns what would follow if all of what happened now, and changes
-// nothing. It is found by playing it through on a copy of the fleet's state with
+// nothing. Each is supposed where those before it are: to apply a service and then
+// let its load grow is to have more of what is applied. It is found by playing it through on a copy of the fleet's state with
 // the code that would deal with it. A node or a service that does not exist is a
 // [*NameError]; other errors are those of [Fleet.Apply].
 func (f *Fleet) WhatIf(ctx context.Context, what ...What) (*Forecast, error) {
@@ -36,19 +37,17 @@ func (f *Fleet) WhatIf(ctx context.Context, what ...What) (*Forecast, error) {
 		return nil, err
 	}
 	defer done()
-	snapshot, err := f.store.List(ctx, "")
-	if err != nil {
-		return nil, err
-	}
-	s := &supposition{fleet: f, snapshot: snapshot}
+	s := &supposition{fleet: f}
 	for _, w := range what {
 		if err := w(ctx, s); err != nil {
 			return nil, err
 		}
 	}
+	state, _, err := f.fork(ctx)
+	if err != nil {
+		return nil, err
+	}
 	now := time.Now().UTC()
-	state := control.NewState(f.plannerConfig(false))
-	state.Load(snapshot, now)
 	r := state.Rehearse(last(s.writes), now, control.RehearseOptions{Services: s.services})
 	forecast := readForecast(&r, now)
 	return &forecast, nil
@@ -68,28 +67,62 @@ func last(writes []store.Write) []store.Write {
 	return out
 }
 
-// nodes lists the nodes of the snapshot, with what is wanted of them.
-func (s *supposition) nodes() ([]record.Node, error) {
-	var nodes []record.Node
-	for _, item := range s.snapshot.Items {
-		if !strings.HasPrefix(item.Key, record.Nodes) {
+// item is what is at a key, if what is supposed so far is.
+func (s *supposition) item(ctx context.Context, key string) (store.Item, bool, error) {
+	for _, w := range slices.Backward(s.writes) {
+		if w.Key == key {
+			return store.Item{Key: key, Value: w.Value}, !w.Delete, nil
+		}
+	}
+	return getKey(ctx, s.fleet.store, key)
+}
+
+// items are those under a prefix, if what is supposed so far is.
+func (s *supposition) items(ctx context.Context, prefix string) ([]store.Item, error) {
+	snapshot, err := s.fleet.store.List(ctx, prefix)
+	if err != nil {
+		return nil, err
+	}
+	items := slices.Clone(snapshot.Items)
+	for _, w := range last(s.writes) {
+		if !strings.HasPrefix(w.Key, prefix) {
 			continue
 		}
-		var n record.Node
-		if err := json.Unmarshal(item.Value, &n); err != nil {
-			return nil, fmt.Errorf("read %s: %w", item.Key, err)
+		items = slices.DeleteFunc(items, func(i store.Item) bool { return i.Key == w.Key })
+		if !w.Delete {
+			items = append(items, store.Item{Key: w.Key, Value: w.Value})
 		}
-		nodes = append(nodes, n)
 	}
-	return nodes, nil
+	slices.SortFunc(items, func(a, b store.Item) int { return strings.Compare(a.Key, b.Key) })
+	return items, nil
+}
+
+// read decodes what is at a key into value, and leaves that alone when there is
+// nothing.
+func (s *supposition) read(ctx context.Context, key string, value any) (found bool, err error) {
+	item, found, err := s.item(ctx, key)
+	if err == nil && found {
+		if err = json.Unmarshal(item.Value, value); err != nil {
+			err = fmt.Errorf("read %s: %w", key, err)
+		}
+	}
+	return found, err
+}
+
+func (s *supposition) put(key string, value any) error {
+	data, err := json.Marshal(value)
+	if err == nil {
+		s.writes = append(s.writes, store.Put(key, data))
+	}
+	return err
 }
 
 // NodesDie supposes that nodes are heard of no more.
 func NodesDie(ids ...string) What {
-	return func(_ context.Context, s *supposition) error {
+	return func(ctx context.Context, s *supposition) error {
 		for _, id := range ids {
-			if itemAt(s.snapshot, record.Key(record.Nodes, id)).Revision == 0 {
-				return &NameError{"node", id}
+			if _, found, err := s.item(ctx, record.Key(record.Nodes, id)); err != nil || !found {
+				return cmp.Or(err, error(&NameError{"node", id}))
 			}
 			s.writes = append(s.writes, store.Delete(record.Key(record.Alive, id)))
 		}
@@ -101,17 +134,19 @@ func NodesDie(ids ...string) What {
 // ZoneDies("zone", "eu-1"). That there are none is a [*NameError].
 func ZoneDies(label, value string) What {
 	return func(ctx context.Context, s *supposition) error {
-		nodes, err := s.nodes()
+		items, err := s.items(ctx, record.Nodes)
 		if err != nil {
 			return err
 		}
 		var ids []string
-		for _, n := range nodes {
+		for _, item := range items {
+			var n record.Node
+			if err := json.Unmarshal(item.Value, &n); err != nil {
+				return fmt.Errorf("read %s: %w", item.Key, err)
+			}
 			var spec record.NodeSpec
-			if item := itemAt(s.snapshot, record.Key(record.NodeSpecs, n.ID)); item.Revision != 0 {
-				if err := json.Unmarshal(item.Value, &spec); err != nil {
-					return fmt.Errorf("read %s: %w", item.Key, err)
-				}
+			if _, err := s.read(ctx, record.Key(record.NodeSpecs, n.ID), &spec); err != nil {
+				return err
 			}
 			has := n.Labels[label]
 			if v, ok := spec.Labels[label]; ok {
@@ -146,24 +181,19 @@ func NodeJoins(n scheduler.Node) What {
 
 // NodesDrain supposes that nodes are drained.
 func NodesDrain(ids ...string) What {
-	return func(_ context.Context, s *supposition) error {
+	return func(ctx context.Context, s *supposition) error {
 		for _, id := range ids {
-			if itemAt(s.snapshot, record.Key(record.Nodes, id)).Revision == 0 {
-				return &NameError{"node", id}
+			if _, found, err := s.item(ctx, record.Key(record.Nodes, id)); err != nil || !found {
+				return cmp.Or(err, error(&NameError{"node", id}))
 			}
-			key := record.Key(record.NodeSpecs, id)
 			var spec record.NodeSpec
-			if item := itemAt(s.snapshot, key); item.Revision != 0 {
-				if err := json.Unmarshal(item.Value, &spec); err != nil {
-					return fmt.Errorf("read %s: %w", key, err)
-				}
-			}
-			spec.Drain = true
-			data, err := json.Marshal(spec)
-			if err != nil {
+			if _, err := s.read(ctx, record.Key(record.NodeSpecs, id), &spec); err != nil {
 				return err
 			}
-			s.writes = append(s.writes, store.Put(key, data))
+			spec.Drain = true
+			if err := s.put(record.Key(record.NodeSpecs, id), spec); err != nil {
+				return err
+			}
 		}
 		return nil
 	}
@@ -173,24 +203,27 @@ func NodesDrain(ids ...string) What {
 // up; all of the fleet that have any when none is named. Where an autoscaler
 // decides, it is supposed to come to that, within its bounds.
 func LoadGrows(factor float64, services ...string) What {
-	return func(_ context.Context, s *supposition) error {
+	return func(ctx context.Context, s *supposition) error {
 		if !(factor >= 0) || math.IsInf(factor, 0) {
 			return &ValidationError{Object: "supposition", Problems: []Problem{{Path: "factor", Value: fmt.Sprint(factor), Reason: "is no factor; use such as 2 for twice the load"}}}
 		}
-		keys := map[string]bool{}
+		var items []store.Item
 		for _, name := range services {
 			ns, base := splitName(name)
-			key := record.Key(record.Services, ns, base)
-			if itemAt(s.snapshot, key).Revision == 0 {
-				return &NameError{KindService, name}
+			item, found, err := s.item(ctx, record.Key(record.Services, ns, base))
+			if err != nil || !found {
+				return cmp.Or(err, error(&NameError{KindService, name}))
 			}
-			keys[key] = true
+			items = append(items, item)
 		}
-		for _, item := range s.snapshot.Items {
-			if !strings.HasPrefix(item.Key, record.Services) || services != nil && !keys[item.Key] {
-				continue
+		if services == nil {
+			var err error
+			if items, err = s.items(ctx, record.Services); err != nil {
+				return err
 			}
-			if err := s.scale(item, factor); err != nil {
+		}
+		for _, item := range items {
+			if err := s.scale(ctx, item, factor); err != nil {
 				return fmt.Errorf("read %s: %w", item.Key, err)
 			}
 		}
@@ -198,29 +231,25 @@ func LoadGrows(factor float64, services ...string) What {
 	}
 }
 
-func (s *supposition) scale(item store.Item, factor float64) error {
-	var rec record.Service
-	if err := json.Unmarshal(item.Value, &rec); err != nil {
-		return err
-	}
+func (s *supposition) scale(ctx context.Context, item store.Item, factor float64) error {
 	var spec Service
-	if err := json.Unmarshal(rec.Spec, &spec); err != nil {
+	rec, err := serviceSpec(item.Value, &spec)
+	if err != nil {
 		return err
 	}
 	name := strings.TrimPrefix(item.Key, record.Services)
-	if scale := itemAt(s.snapshot, record.Scales+name); scale.Revision != 0 && spec.Autoscale != nil {
+	if spec.Autoscale != nil {
 		// Its autoscaler would come to the same, within its bounds.
 		var by record.Scale
-		if err := json.Unmarshal(scale.Value, &by); err != nil {
-			return err
-		}
-		by.Replicas = int(min(math.Ceil(float64(by.Replicas)*factor), MaxReplicas))
-		data, err := json.Marshal(by)
+		found, err := s.read(ctx, record.Scales+name, &by)
 		if err != nil {
 			return err
 		}
-		s.writes, s.services = append(s.writes, store.Put(scale.Key, data)), append(s.services, name)
-		return nil
+		if found {
+			by.Replicas = int(min(math.Ceil(float64(by.Replicas)*factor), MaxReplicas))
+			s.services = append(s.services, name)
+			return s.put(record.Scales+name, by)
+		}
 	}
 	if spec.Replicas <= 0 {
 		return nil
@@ -229,17 +258,11 @@ func (s *supposition) scale(item store.Item, factor float64) error {
 	if spec.Replicas == 0 {
 		spec.Replicas = None
 	}
-	var err error
 	if rec.Spec, err = json.Marshal(spec); err != nil {
 		return err
 	}
-	data, err := json.Marshal(rec)
-	if err != nil {
-		return err
-	}
-	s.writes = append(s.writes, store.Put(item.Key, data))
 	s.services = append(s.services, name)
-	return nil
+	return s.put(item.Key, rec)
 }
 
 // Applied supposes that objects are applied. [Fleet.Plan] does that alone, and

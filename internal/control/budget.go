@@ -158,7 +158,7 @@ func (s *State) left(n *node) {
 	if !n.leaving() {
 		return
 	}
-	for t := range n.tasks {
+	for _, t := range n.tasks {
 		s.mark(t.service) // one of a global service, which is the last to go
 	}
 	if len(n.tasks) == 0 && !s.loading {
@@ -170,7 +170,7 @@ func (s *State) left(n *node) {
 // others may need it, such as one that collects their logs or balances their
 // connections.
 func (t *task) last() bool {
-	for o := range t.node.tasks {
+	for _, o := range t.node.tasks {
 		applied := o.service.spec != 0 || o.service.job != nil && o.service.job.spec != 0
 		if !o.over() && !o.service.work.Global && applied {
 			return false
@@ -238,7 +238,7 @@ func (s *State) Blocked(node string, now time.Time) []Blocked {
 		return nil
 	}
 	var out []Blocked
-	for t := range n.tasks {
+	for _, t := range n.tasks {
 		out = append(out, s.blocked(t))
 	}
 	slices.SortFunc(out, func(a, b Blocked) int {
@@ -338,7 +338,7 @@ func (v *view) successorOf(t *task) *task {
 
 // view is a look at a service without a decision about it.
 func (s *State) view(svc *service) *view {
-	v := &view{work: &svc.work, spec: svc.spec, created: svc.created, tasks: svc.tasks, now: s.now, rollout: new(record.Rollout)}
+	v := &view{work: svc.work, spec: svc.spec, created: svc.created, tasks: svc.tasks, now: s.now, rollout: new(record.Rollout)}
 	if svc.rollout != nil {
 		*v.rollout = *svc.rollout
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/orchestrate-go/orchestrate/internal/record"
@@ -55,6 +56,7 @@ type Loop struct {
 	opts   Options
 	log    *slog.Logger
 	config Config
+	forks  atomic.Pointer[forks] // nil unless it leads
 }
 
 // New returns a loop that Run starts. The error is an *OptionError.
@@ -176,9 +178,14 @@ func (l *Loop) lead(ctx context.Context, fence store.Condition) (led bool, err e
 	committed, told := state.Revision(), 0
 	wake := time.NewTimer(time.Hour)
 	defer wake.Stop()
+	copies, waiting := &forks{asked: make(chan fork), ended: make(chan struct{})}, []fork(nil)
+	l.forks.Store(copies)
+	defer close(copies.ended)
+	defer l.forks.Store(nil)
 	for {
 		// What was committed must have come back before it can be planned on.
 		if state.Revision() >= committed {
+			waiting = forked(state, waiting)
 			plan := state.Plan(now())
 			revision, err := l.commit(ctx, fence, plan, &told)
 			if err != nil {
@@ -193,6 +200,8 @@ func (l *Loop) lead(ctx context.Context, fence store.Condition) (led bool, err e
 		select {
 		case <-ctx.Done():
 			return led, context.Cause(ctx)
+		case f := <-copies.asked:
+			waiting = append(waiting, f)
 		case <-wake.C:
 		case <-queue.ready:
 			arrived, open := queue.take()

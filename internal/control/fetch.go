@@ -80,6 +80,6 @@ func (v *view) misfetched() (hopeless bool) {
 
 // fetch asks a task's agent for what is to come after it.
 func (w *writer) fetch(t *task, work *Workload) {
-	t.rec.Next = &record.Next{Hash: work.Hash, Images: work.Images}
-	w.put(record.Key(record.Tasks, t.rec.Node, t.rec.ID), &t.rec)
+	t.own().Next = &record.Next{Hash: work.Hash, Images: work.Images}
+	w.put(record.Key(record.Tasks, t.rec.Node, t.rec.ID), t.rec)
 }

@@ -45,9 +45,6 @@ func (s *State) changeNetwork(name string, c store.Change) error {
 	}
 	// Networks change so rarely that nobody keeps an index of their services.
 	for _, svc := range s.services {
-		if svc.unread != nil && !s.loading {
-			s.mark(svc) // its networks are not known
-		}
 		if slices.Contains(svc.work.Networks, name) || svc.earlier != nil && slices.Contains(svc.earlier.work.Networks, name) {
 			s.mark(svc)
 		}

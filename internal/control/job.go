@@ -92,7 +92,7 @@ func (s *State) dropJob(svc *service) {
 	if svc.job.spec == 0 && svc.job.run == nil && svc.job.runRaw == nil {
 		svc.job = nil
 		if svc.spec == 0 {
-			svc.work = Workload{}
+			svc.work = new(Workload)
 		}
 		s.forget(svc)
 	}
@@ -120,8 +120,9 @@ func (s *State) changeJob(key string, c store.Change) error {
 		j.work, j.invalid = s.config.DecodeJob(svc.namespace, svc.name, rec)
 	}
 	j.work.Namespace, j.work.Name, j.work.Revision, j.work.Hash = svc.namespace, svc.name, rec.Run, rec.Hash
+	work := j.work.Workload
+	svc.work = &work // for the order of planning, and to be found by networks
 	s.rearmAll(svc)
-	svc.work = j.work.Workload // for the order of planning, and to be found by networks
 	return nil
 }
 

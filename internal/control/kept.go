@@ -39,6 +39,11 @@ type kept struct {
 
 	lost     map[string]time.Time // nodes whose loss was told, by when, and not their return
 	removals map[string]removal   // of services of which something may be left
+
+	// term is the latest of a leader whose events were seen, and decided how many
+	// records of them it has written.
+	term    int64
+	decided int
 }
 
 // events is a record of events.
@@ -101,6 +106,7 @@ func (k *kept) change(c store.Change) error {
 	if c.Deleted {
 		return nil
 	}
+	k.decide(c.Item.Key)
 	var rec struct{ Events []brief }
 	if err := json.Unmarshal(c.Item.Value, &rec); err != nil {
 		return err

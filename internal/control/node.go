@@ -17,25 +17,42 @@ type node struct {
 	spec  record.NodeSpec
 	alive bool
 	silence
-	tasks   map[*task]struct{}
+	tasks   []*task // in no order; each knows its place
 	volumes map[*slotVolume]struct{}
 	timer   timer
 	// late says that the deadline of its drain, for which there is the timer, has
 	// passed.
 	late  bool
 	drain timer
+	// The store revisions of its record, of what is wanted of it, and of its sign
+	// of life; 0 for what is not there.
+	written, asked, seen int64
+	twin                 *node // see State.Clone
 }
 
 func (s *State) node(id string) *node {
 	if n := s.nodes[id]; n != nil {
 		return n
 	}
-	n := &node{id: id, tasks: map[*task]struct{}{}, volumes: map[*slotVolume]struct{}{}}
+	n := &node{id: id, volumes: map[*slotVolume]struct{}{}}
 	n.grace = s.config.LostAfter
 	n.timer.due = func() { s.listen(n) }
 	n.drain.due = func() { s.endDrain(n) }
 	s.nodes[id] = n
 	return n
+}
+
+func (n *node) add(t *task) {
+	t.place = len(n.tasks)
+	n.tasks = append(n.tasks, t)
+}
+
+func (n *node) drop(t *task) {
+	last := len(n.tasks) - 1
+	n.tasks[t.place] = n.tasks[last]
+	n.tasks[t.place].place = t.place
+	n.tasks[last] = nil
+	n.tasks = n.tasks[:last]
 }
 
 func (s *State) forgetNode(n *node) {
@@ -48,7 +65,7 @@ func (s *State) forgetNode(n *node) {
 
 // markTasks has the services looked at that have tasks on n.
 func (s *State) markTasks(n *node) {
-	for t := range n.tasks {
+	for _, t := range n.tasks {
 		s.mark(t.service)
 	}
 	for v := range n.volumes {
@@ -72,6 +89,7 @@ func (s *State) feed() {
 
 func (s *State) changeNode(id string, c store.Change) error {
 	n := s.node(id)
+	n.written = written(c)
 	if c.Deleted {
 		if n.rec != nil {
 			n.rec = nil
@@ -100,7 +118,7 @@ func (s *State) changeNode(id string, c store.Change) error {
 	n.rec = &rec
 	err := s.offer(n) // of a node that the scheduler refuses, the tasks still count
 	if !known {
-		for t := range n.tasks {
+		for _, t := range n.tasks {
 			s.bind(t)
 		}
 		s.markTasks(n)
@@ -112,6 +130,7 @@ func (s *State) changeNode(id string, c store.Change) error {
 
 func (s *State) changeNodeSpec(id string, c store.Change) error {
 	n := s.node(id)
+	n.asked = written(c)
 	var spec record.NodeSpec
 	if !c.Deleted {
 		if err := json.Unmarshal(c.Item.Value, &spec); err != nil {
@@ -134,8 +153,9 @@ func (s *State) changeNodeSpec(id string, c store.Change) error {
 	return s.offer(n)
 }
 
-func (s *State) changeAlive(id string, alive bool) {
-	n := s.node(id)
+func (s *State) changeAlive(id string, c store.Change) {
+	n, alive := s.node(id), !c.Deleted
+	n.seen = written(c)
 	if n.alive == alive {
 		return
 	}
@@ -150,6 +170,14 @@ func (s *State) changeAlive(id string, alive bool) {
 		_ = s.offer(n) // the same record was accepted before
 	}
 	s.forgetNode(n)
+}
+
+// written is the revision of what a change leaves; 0 for nothing.
+func written(c store.Change) int64 {
+	if c.Deleted {
+		return 0
+	}
+	return c.Item.Revision
 }
 
 // offer tells the scheduler what n is and what the application wants of it.

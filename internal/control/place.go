@@ -173,7 +173,7 @@ func (v *view) task(st start, id, node string) record.Task {
 	}
 	t := record.Task{Revision: w.Revision, Hash: w.Hash, Shape: w.Shape, Template: w.Template, Request: w.Request}
 	if st.from != nil {
-		t = st.from.rec
+		t = *st.from.rec
 	}
 	t.ID, t.Node, t.Slot = id, node, st.slot
 	t.Namespace, t.Service = v.work.Namespace, v.work.Name

@@ -69,7 +69,7 @@ func (s *State) plan(svc *service, p *Plan) {
 		return
 	}
 	v := &view{
-		work: &svc.work, spec: svc.spec, created: svc.created, tasks: svc.tasks, now: s.now, slots: s.slots,
+		work: svc.work, spec: svc.spec, created: svc.created, tasks: svc.tasks, now: s.now, slots: s.slots,
 		rollout: new(record.Rollout), directive: svc.directive, rehearsed: s.rehearsed,
 	}
 	invalid := svc.invalid
@@ -160,7 +160,7 @@ func (w *writer) preempt(placed *placement) {
 		victim := &writer{plan: w.plan, service: t.service, now: w.now, cause: cause}
 		// Its own service, less important and so yet to be planned, must not
 		// stop it once more.
-		t.rec.Stop = victim.stop(stop{t, record.ReasonPreempted})
+		t.own().Stop = victim.stop(stop{t, record.ReasonPreempted})
 	}
 }
 
@@ -168,7 +168,7 @@ func (w *writer) preempt(placed *placement) {
 func (s *State) shape(svc *service, v *view) (err error) {
 	if v.work.Global {
 		if v.global, v.work, v.tasks, err = s.globalize(svc, v.work, v.rollout.Slots); err != nil {
-			v.work, v.tasks = &svc.work, svc.tasks
+			v.work, v.tasks = svc.work, svc.tasks
 			return err
 		}
 	}
@@ -345,7 +345,7 @@ func (w *writer) failed(t *task) {
 }
 
 func (w *writer) stop(st stop) *record.Stop {
-	t := st.task.rec
+	t := *st.task.rec
 	t.Stop = &record.Stop{Reason: st.reason, At: w.now}
 	w.put(record.Key(record.Tasks, t.Node, t.ID), &t)
 	w.about(st.task, Event{Kind: TaskStopping, Reason: st.reason, Cause: w.whyStop(st.task, st.reason)})
@@ -355,7 +355,7 @@ func (w *writer) stop(st stop) *record.Stop {
 // fence tells a task to stop whose node runs it no more, whatever it was told
 // before.
 func (w *writer) fence(t *task) {
-	rec := t.rec
+	rec := *t.rec
 	rec.Stop = &record.Stop{Reason: record.ReasonNodeLost, At: w.now}
 	if t.rec.Stop != nil {
 		*rec.Stop = *t.rec.Stop

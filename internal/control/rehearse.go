@@ -194,29 +194,43 @@ func (r *rehearsal) of(service string) *cast {
 // begin looks at what is going on already.
 func (r *rehearsal) begin() {
 	r.moved, r.going = r.now, map[string]bool{}
-	for _, t := range r.state.tasks {
-		if t.rec.Stop != nil {
-			r.going[t.rec.ID] = true
+	for _, svc := range r.state.services {
+		for _, t := range svc.tasks {
+			switch {
+			case t.rec.Stop != nil:
+				r.going[t.rec.ID] = true
+			case t.available():
+				continue
+			}
+			switch {
+			case !t.over():
+				r.unready[t] = true
+			case t.rec.Job != nil:
+				r.ended[t.rec.ID] = true
+			}
 		}
-		if t.over() || t.available() && t.rec.Stop == nil {
-			r.ended[t.rec.ID] = t.over() && t.rec.Job != nil
-			continue
-		}
-		r.unready[t] = true
 	}
 }
 
 // workOff has the tasks of jobs that are to complete answer, those that run
 // already included.
 func (r *rehearsal) workOff() {
+	work := func(tasks []*task) {
+		for _, t := range tasks {
+			if r.completes(t) && !t.over() {
+				r.unready[t] = true
+			}
+		}
+	}
 	for key, c := range r.cast {
 		if svc := r.state.services[key]; svc != nil && svc.job != nil {
 			c.job, svc.job.asked = true, c.asked
+			work(svc.tasks)
 		}
 	}
-	for _, t := range r.state.tasks {
-		if r.completes(t) && !t.over() {
-			r.unready[t] = true
+	for _, n := range r.state.nodes {
+		if n.spec.Drain {
+			work(n.tasks)
 		}
 	}
 }

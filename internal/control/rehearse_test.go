@@ -13,9 +13,10 @@ import (
 	"github.com/orchestrate-go/orchestrate/store"
 )
 
-// A state that leaves services at rest alone decides as one that knows them all,
-// at any moment of any history.
-func TestLazyLoadDecidesTheSame(t *testing.T) {
+// A state that leaves services at rest alone decides as one that looks at them
+// all, and so does a copy of it, at any moment of any history: also when another
+// copy has been played with.
+func TestCopiesDecideTheSame(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		s := newSim(t)
 		s.place = newScheduler(t)
@@ -25,24 +26,50 @@ func TestLazyLoadDecidesTheSame(t *testing.T) {
 			s.node(n, 600)
 		}
 		h := &history{rt: rt, s: s, nodes: nodes}
+		decides := func(state *control.State) string {
+			var b strings.Builder
+			for _, w := range state.Plan(s.now).Writes {
+				fmt.Fprintf(&b, "%s %s\n", w.Key, w.Value)
+			}
+			return b.String()
+		}
 		for range rapid.IntRange(1, 40).Draw(rt, "steps") {
 			h.step()
 			if rapid.Bool().Draw(rt, "planned") {
 				s.plan()
 			}
-			var writes [2]string
-			for i, lazy := range []bool{false, true} {
-				state := control.NewState(control.Config{Decode: decode, Place: s.place, Lazy: lazy})
+			loaded := func() *control.State {
+				state := control.NewState(control.Config{Decode: decode, DecodeJob: decodeStoryJob, Place: s.place})
 				state.Load(store.Snapshot{Revision: s.rev, Items: s.items()}, s.now)
+				return state
+			}
+			all, rested := decides(loaded()), loaded()
+			rested.Rest()
+			if got := decides(rested); got != all {
+				rt.Fatalf("with services at rest it decides\n%s\nwant\n%s\nafter\n%s", got, all, strings.Join(s.log, "\n"))
+			}
+			copied := s.state.Clone()
+			s.state.Clone().Rehearse(nil, s.now, control.RehearseOptions{})
+			wake := copied.Clone().Plan(s.now).Wake
+			got := decides(copied)
+			p := s.state.Clone().Plan(s.now)
+			if !p.Wake.Equal(wake) {
+				rt.Fatalf("a copy of a copy wakes at %v, want %v", wake, p.Wake)
+			}
+			s.planned = func(p control.Plan) {
+				s.planned = nil
 				var b strings.Builder
-				for _, w := range state.Plan(s.now).Writes {
+				for _, w := range p.Writes {
 					fmt.Fprintf(&b, "%s %s\n", w.Key, w.Value)
 				}
-				writes[i] = b.String()
+				if got != b.String() {
+					rt.Fatalf("a copy decides\n%s\nwant\n%s\nafter\n%s", got, b.String(), strings.Join(s.log, "\n"))
+				}
 			}
-			if writes[0] != writes[1] {
-				rt.Fatalf("a lazy state decides\n%s\nwant\n%s\nafter\n%s", writes[1], writes[0], strings.Join(s.log, "\n"))
+			if rapid.Bool().Draw(rt, "compared") {
+				s.plan()
 			}
+			s.planned = nil
 		}
 	})
 }
@@ -67,7 +94,7 @@ func TestRehearsalOfARolloutUnderWay(t *testing.T) {
 	s.plan()
 	before := fmt.Sprint(s.items())
 
-	state := control.NewState(control.Config{Decode: decode, Place: s.place, Lazy: true})
+	state := control.NewState(control.Config{Decode: decode, Place: s.place})
 	state.Load(store.Snapshot{Revision: s.rev, Items: s.items()}, s.now)
 	r := state.Rehearse(nil, s.now, control.RehearseOptions{})
 	if len(r.Services) != 1 || r.Services[0].Rollout.State != record.RolloutCompleted || r.Open {

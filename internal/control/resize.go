@@ -50,7 +50,7 @@ func (s *State) adopt(t *task, w *Workload) bool {
 	if want.CPU > had.CPU+max(free.CPU, 0) || want.Memory > had.Memory+max(free.Memory, 0) || want.Disk > had.Disk+max(free.Disk, 0) {
 		return false
 	}
-	t.rec.Request.Resources = want
+	t.own().Request.Resources = want
 	s.rebind(t)
 	return true
 }
@@ -65,7 +65,7 @@ func (s *State) rebind(t *task) {
 
 // resize rewrites the record of a task that is changed in place.
 func (w *writer) resize(t *task, work *Workload) {
-	rec := &t.rec
+	rec := t.own()
 	rec.Revision, rec.Hash, rec.Template, rec.Resized, rec.Next = work.Revision, work.Hash, work.Template, w.now, nil
 	t.since = time.Time{}
 	w.put(record.Key(record.Tasks, rec.Node, rec.ID), rec)

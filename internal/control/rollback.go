@@ -16,7 +16,8 @@ import (
 // of it stays failed, and says beside that what became of the rollback; whatever
 // is applied later begins a rollout of its own.
 
-// earlier is a service's workload with an earlier template.
+// earlier is a service's workload with an earlier template. It is replaced, and
+// not written to.
 type earlier struct {
 	mark record.Mark
 	work Workload
@@ -43,7 +44,7 @@ func (s *State) earlier(svc *service, mark record.Mark) *earlier {
 		}
 	}
 	if at.Template == nil {
-		e.work = svc.work
+		e.work = *svc.work
 		e.work.Revision, e.work.Hash = mark.Revision, mark.Hash
 		return e
 	}

@@ -27,9 +27,13 @@ func (s *State) changeScale(key string, c store.Change) error {
 		svc.scale = new(record.Scale)
 		err = json.Unmarshal(c.Item.Value, svc.scale) // it is written anew
 	}
-	svc.rescale(&svc.work)
+	work := *svc.work
+	svc.rescale(&work)
+	svc.work = &work
 	if svc.earlier != nil {
-		svc.rescale(&svc.earlier.work)
+		own := *svc.earlier
+		svc.rescale(&own.work)
+		svc.earlier = &own
 	}
 	s.forget(svc)
 	return err
@@ -58,8 +62,8 @@ func (svc *service) unscaled() bool {
 func (w *writer) measure(v *view, every time.Duration) {
 	for _, t := range v.tasks {
 		if t.live() && !v.told[t] && t.rec.Measure != every {
-			t.rec.Measure = every
-			w.put(record.Key(record.Tasks, t.rec.Node, t.rec.ID), &t.rec)
+			t.own().Measure = every
+			w.put(record.Key(record.Tasks, t.rec.Node, t.rec.ID), t.rec)
 		}
 	}
 }

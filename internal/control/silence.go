@@ -103,7 +103,7 @@ func (s *State) rearm(n *node) {
 		}
 	}
 	soonest(n.due(n.grace))
-	for t := range n.tasks {
+	for _, t := range n.tasks {
 		if !t.over() {
 			soonest(n.due(t.patience()))
 		}
@@ -124,7 +124,7 @@ func (s *State) rearmAll(svc *service) {
 // first is the least patience that anyone has with n.
 func (n *node) first() time.Duration {
 	least := n.grace
-	for t := range n.tasks {
+	for _, t := range n.tasks {
 		if p := t.patience(); p >= 0 && !t.over() {
 			least = min(least, p)
 		}
@@ -161,7 +161,7 @@ func (s *State) listen(n *node) {
 // patient says how many tasks are not lost yet with their node.
 func (n *node) patient(now time.Time) string {
 	wait := 0
-	for t := range n.tasks {
+	for _, t := range n.tasks {
 		if at := n.due(t.patience()); !t.over() && (at.IsZero() || at.After(now)) {
 			wait++
 		}
@@ -180,7 +180,7 @@ func (s *State) lose(n *node, why string) {
 // longest is for how long the most patient waits for a node that is silent.
 func (s *State) longest() (d time.Duration) {
 	for _, n := range s.nodes {
-		for t := range n.tasks {
+		for _, t := range n.tasks {
 			if !n.alive && n.rec != nil && !t.over() {
 				d = max(d, t.patience())
 			}

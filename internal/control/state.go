@@ -35,10 +35,6 @@ type Config struct {
 	// KeepEventsEach and KeepEvents bound the history of events; 0 is the
 	// constant of that name.
 	KeepEventsEach, KeepEvents int
-	// Lazy has Load leave services alone that are at rest, which are most, and
-	// read their specs only if something happens to them. Timers of theirs do not
-	// run. It is for rehearsals.
-	Lazy bool
 }
 
 // State is an indexed view of the store, and the planner's only memory: a
@@ -85,11 +81,9 @@ type service struct {
 
 	spec    int64 // store revision of the record; 0 when there is none
 	created time.Time
-	work    Workload
-	invalid error  // why the record does not decode
-	actor   string // who wrote the record
-	// unread is the record until somebody needs it; see Config.Lazy.
-	unread []byte
+	work    *Workload // replaced, and not written to, as a task's record is; never nil
+	invalid error     // why the record does not decode
+	actor   string    // who wrote the record
 	// record is the service's, where it has a history, and earlier what it was
 	// decoded to at a revision of that; see State.earlier.
 	record  []byte
@@ -109,11 +103,13 @@ type service struct {
 	awaits []string // what it is in State.awaited for
 
 	timer timer
+	twin  *service // see State.Clone
 }
 
 // task is a task's record with what its agent says of it.
 type task struct {
-	rec     record.Task
+	// rec is replaced, and not written to: copies of the state share it. See own.
+	rec     *record.Task
 	service *service
 	node    *node
 	status  *record.Status // nil until the agent has written one
@@ -123,6 +119,15 @@ type task struct {
 	// evicted says that somebody, the evictor, asked for it to be moved.
 	evicted bool
 	evictor string
+	place   int   // in its node's tasks
+	twin    *task // see State.Clone
+}
+
+// own returns the record for writing.
+func (t *task) own() *record.Task {
+	rec := *t.rec
+	t.rec = &rec
+	return t.rec
 }
 
 // over reports whether the agent is done with the task.
@@ -195,7 +200,7 @@ func (s *State) Load(snapshot store.Snapshot, now time.Time) {
 		}
 	}
 	s.revision = snapshot.Revision
-	s.rouse()
+	s.loading = false
 	for _, id := range slices.Sorted(maps.Keys(s.nodes)) {
 		s.rearm(s.nodes[id])
 	}
@@ -264,7 +269,7 @@ func (s *State) change(c store.Change) {
 	case record.NodeSpecs:
 		err = s.changeNodeSpec(rest, c)
 	case record.Alive:
-		s.changeAlive(rest, !c.Deleted)
+		s.changeAlive(rest, c)
 	case record.Networks:
 		err = s.changeNetwork(rest, c)
 	case record.Kept:
@@ -294,29 +299,16 @@ func (s *State) see(e Event) {
 
 func (s *State) mark(svc *service) {
 	s.dirty[svc] = struct{}{}
-	if svc.unread != nil && !s.loading {
-		value := svc.unread
-		svc.unread = nil
-		s.readService(svc, value)
-	}
-}
-
-// rouse has those services looked at after a lazy Load that are not at rest.
-func (s *State) rouse() {
-	s.loading = false
-	for svc := range s.dirty {
-		if svc.unread != nil && svc.atRest() {
-			delete(s.dirty, svc)
-		} else {
-			s.mark(svc)
-		}
-	}
 }
 
 // atRest reports whether planning svc would change nothing, as far as its
-// records say that without its spec: it is true, and has been.
+// records say that without its spec: it is true, and has been. Whether a global
+// service is depends on the nodes.
 func (s *service) atRest() bool {
 	r := s.rollout
+	if s.work.Global || s.invalid != nil || s.job != nil || s.frontend == nil && s.work.fronted() {
+		return false
+	}
 	if r == nil || r.Spec != s.spec || r.Rollback != nil || r.State != record.RolloutCompleted || r.Unplaced != "" || len(r.Slots) > 0 {
 		return false
 	}
@@ -343,7 +335,7 @@ func (s *State) service(key string) (*service, error) {
 	if err := usable(key); err != nil {
 		return nil, err
 	}
-	svc := &service{key: key, namespace: parts[0], name: parts[1]}
+	svc := &service{key: key, namespace: parts[0], name: parts[1], work: new(Workload)}
 	svc.timer.due = func() { s.mark(svc) }
 	s.services[key] = svc
 	return svc, nil
@@ -376,24 +368,19 @@ func (s *State) changeService(key string, c store.Change) error {
 	if err != nil {
 		return err
 	}
-	svc.unread = nil
 	s.mark(svc)
 	s.moved(key)
 	delete(s.hungry, svc)
 	svc.record, svc.earlier = nil, nil
 	delete(s.globals, svc)
 	if c.Deleted {
-		svc.spec, svc.work, svc.invalid, svc.actor = 0, Workload{}, nil, ""
+		svc.spec, svc.work, svc.invalid, svc.actor = 0, new(Workload), nil, ""
 		s.forget(svc)
 		return nil
 	}
 	// A record that cannot be read still has a revision, for which its rollout
 	// fails: whoever waits for it must hear.
-	svc.spec, svc.work = c.Item.Revision, Workload{}
-	if s.config.Lazy && s.loading {
-		svc.unread = c.Item.Value
-		return nil
-	}
+	svc.spec, svc.work = c.Item.Revision, new(Workload)
 	s.readService(svc, c.Item.Value)
 	return nil
 }
@@ -407,7 +394,9 @@ func (s *State) readService(svc *service, value []byte) {
 	if len(rec.History) > 0 {
 		svc.record = value
 	}
-	svc.work, svc.invalid = s.decode(svc, rec, nil)
+	var w Workload
+	w, svc.invalid = s.decode(svc, rec, nil)
+	svc.work = &w
 	s.rearmAll(svc)
 	if svc.work.Global {
 		s.globals[svc] = struct{}{}
@@ -471,7 +460,7 @@ func (s *State) changeTask(key string, c store.Change) error {
 		// What it is never changes; svc.tasks is sorted by it.
 		rec.Namespace, rec.Service, rec.Slot = t.rec.Namespace, t.rec.Service, t.rec.Slot
 		other := t.rec.Hash != rec.Hash
-		t.rec = rec
+		t.rec = &rec
 		if other {
 			s.rebind(t)
 		}
@@ -483,13 +472,13 @@ func (s *State) changeTask(key string, c store.Change) error {
 	if err != nil {
 		return err
 	}
-	t := &task{rec: rec, service: svc, node: s.node(rec.Node)}
+	t := &task{rec: &rec, service: svc, node: s.node(rec.Node)}
 	if e, evicted := s.evictions[key]; evicted {
 		t.evicted, t.evictor = true, e.Actor
 	}
 	s.tasks[key] = t
 	s.ids[rec.ID]++
-	t.node.tasks[t] = struct{}{}
+	t.node.add(t)
 	at, _ := slices.BinarySearchFunc(svc.tasks, t, compareTasks)
 	svc.tasks = slices.Insert(svc.tasks, at, t)
 	s.bind(t)
@@ -511,7 +500,7 @@ func (s *State) dropTask(key string, t *task) {
 	if s.ids[t.rec.ID]--; s.ids[t.rec.ID] == 0 {
 		delete(s.ids, t.rec.ID)
 	}
-	delete(t.node.tasks, t)
+	t.node.drop(t)
 	s.left(t.node)
 	s.forgetNode(t.node)
 	svc := t.service

@@ -242,6 +242,7 @@ type slotVolume struct {
 	record.Volume
 	service *service
 	node    *node
+	twin    *slotVolume // see State.Clone
 }
 
 // reach is from where a start can reach the volumes that its slot has already.

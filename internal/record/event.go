@@ -183,16 +183,14 @@ func LeaderEvents(term int64, n int) string {
 	return fmt.Sprintf("%sleader/%016x-%08x", Kept, term, n)
 }
 
-// LeaderEventsNumber is the n that key is the LeaderEvents of in a term; -1 if
+// LeaderEventsOf is the term and the n that key is the LeaderEvents of; false if
 // it is none.
-func LeaderEventsNumber(key string, term int64) int {
-	first := LeaderEvents(term, 0)
-	digits, ok := strings.CutPrefix(key, first[:len(first)-8])
-	n, err := strconv.ParseInt(digits, 16, 64)
-	if !ok || err != nil {
-		return -1
-	}
-	return int(n)
+func LeaderEventsOf(key string) (term int64, n int, ok bool) {
+	rest, ok := strings.CutPrefix(key, Kept+"leader/")
+	first, second, cut := strings.Cut(rest, "-")
+	term, err := strconv.ParseInt(first, 16, 64)
+	number, err2 := strconv.ParseInt(second, 16, 64)
+	return term, int(number), ok && cut && err == nil && err2 == nil
 }
 
 // Forgotten says which events are not kept any more.
