@@ -61,6 +61,19 @@ const (
 	ServiceScaled     EventKind = "service-scaled"     // its autoscaler changed the number of tasks: see Scale and Message
 )
 
+// The kinds of event that the agents of nodes tell of their tasks, and that are
+// kept too. Their Cause names the agent and the revision of the task, and Reason is
+// a word for what happened: the kind of a Failure, or why the task was to stop.
+const (
+	TaskStarted   EventKind = "task-started"   // the first of its containers runs
+	TaskRestarted EventKind = "task-restarted" // a container ended, and is started again: see Failure and Restarts
+	TaskUnhealthy EventKind = "task-unhealthy" // a container is stopped because its liveness or startup check failed: see Failure
+	TaskKilled    EventKind = "task-killed"    // a container did not end within its grace, and was killed
+	TaskRefused   EventKind = "task-refused"   // the node cannot do what it takes to run it, or to send it traffic: see Failure
+	TaskEnded     EventKind = "task-ended"     // it has ended, and its node has released all of it: see State, Reason and Failure
+	EventsDropped EventKind = "events-dropped" // more happened on a node than it could write down: see Message
+)
+
 // The kinds of event that only [Fleet.Watch] tells: what is, which the store
 // keeps in other records.
 const (
@@ -85,7 +98,7 @@ type Event struct {
 	Network   string    `json:"network,omitempty"`
 	Slot      int       `json:"slot,omitempty"`
 	Revision  int64     `json:"revision,omitempty"` // of the service; of a task, its own
-	// State of the task, and its restarts, in a TaskChanged and TaskGone.
+	// State of the task, and the restarts of its containers, as far as is known.
 	State    State `json:"state,omitempty"`
 	Restarts int   `json:"restarts,omitempty"`
 	// Reason says in a word why a task is started, is to stop or has stopped,
@@ -250,7 +263,11 @@ func (f *Fleet) Events(ctx context.Context, filter EventFilter) ([]Event, error)
 			return nil, err
 		}
 		for i := range kept {
-			if filter.matches(&kept[i]) && compareTokens(token{item.Revision, item.Key, i}, after) > 0 {
+			at, err := parseToken(kept[i].Token)
+			if err != nil {
+				return nil, err
+			}
+			if filter.matches(&kept[i]) && compareTokens(at, after) > 0 {
 				events = append(events, kept[i])
 			}
 		}
@@ -267,15 +284,18 @@ func readEvents(item store.Item) ([]Event, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", item.Key, err)
 	}
-	events := make([]Event, len(recs))
+	events := make([]Event, 0, len(recs))
 	for i := range recs {
 		r := &recs[i]
-		events[i] = Event{
+		if !record.Testimony(item.Key, r) {
+			continue
+		}
+		events = append(events, Event{
 			Kind: EventKind(r.Kind), At: r.At, Namespace: r.Namespace, Service: r.Service, Task: r.Task, Node: r.Node,
 			Network: r.Network, Slot: r.Slot, Revision: r.Revision, State: State(r.State), Reason: r.Reason, Message: r.Message,
 			Failure: readFailure(r.Failure), Cause: Cause(r.Cause), Decision: r.Decision, Scale: (*Scaling)(r.Scale),
-			Token: Token(token{item.Revision, item.Key, i}.String()),
-		}
+			Restarts: r.Restarts, Token: Token(token{item.Revision, item.Key, i}.String()),
+		})
 	}
 	return events, nil
 }

@@ -120,6 +120,9 @@ func (w *watcher) begin(ctx context.Context) (past []Event, batches <-chan store
 		if err != nil {
 			return nil, nil, err
 		}
+		for _, item := range snapshot.Items {
+			forgotten = max(forgotten, forgottenBy(item))
+		}
 		if forgotten > w.at.revision {
 			past = append([]Event{{Kind: EventsLost, Token: Token(w.at.String()),
 				Message: "events after this token have been forgotten; what follows is what is kept"}}, past...)
@@ -213,10 +216,22 @@ func (w *watcher) kept(c store.Change) []Event {
 	for i := range events {
 		e := &events[i]
 		if last, known := w.tasks[e.Task]; known && e.Task != "" {
-			e.State, e.Restarts = cmp.Or(e.State, last.State), last.Restarts
+			e.State, e.Restarts = cmp.Or(e.State, last.State), cmp.Or(e.Restarts, last.Restarts)
 		}
 	}
 	return events
+}
+
+// forgottenBy is up to which revision an agent has deleted events of its own, as
+// one of its records says.
+func forgottenBy(item store.Item) int64 {
+	var rec struct {
+		Forgotten int64 `json:"forgotten"`
+	}
+	if record.Teller(item.Key) == "" || json.Unmarshal(item.Value, &rec) != nil {
+		return 0
+	}
+	return min(rec.Forgotten, item.Revision)
 }
 
 func (w *watcher) rollout(c store.Change, parts []string) (Event, bool) {

@@ -45,8 +45,8 @@ func TestWhy(t *testing.T) {
 			return kinds
 		}
 		gone := why(first[0].ID)
-		if got := kinds(gone.Events); gone.Task != nil || !slices.Equal(got, []orchestrate.EventKind{orchestrate.TaskPlaced, orchestrate.TaskStopping, orchestrate.TaskGone}) {
-			t.Errorf("the first task's story is %v (there: %v), want that it was placed, stopped and is gone", got, gone.Task)
+		if got := kinds(gone.Events); gone.Task != nil || !slices.Equal(got, []orchestrate.EventKind{orchestrate.TaskPlaced, orchestrate.TaskStarted, orchestrate.TaskStopping, orchestrate.TaskEnded, orchestrate.TaskGone}) {
+			t.Errorf("the first task's story is %v (there: %v), want that it was placed, started, stopped, ended and is gone", got, gone.Task)
 		}
 		if got := kinds(gone.Because); !slices.Equal(got, []orchestrate.EventKind{orchestrate.ServiceApplied, orchestrate.NodeChanged}) {
 			t.Errorf("the causes are %v, want the Apply and the drain", got)

@@ -181,7 +181,7 @@ func New(s store.Store, opts Options) (*Agent, error) {
 		adopted:  make(chan struct{}),
 	}
 	a.monitor = health.NewMonitor(health.Options{Checkers: opts.Checkers})
-	a.out = newOutbox(s, a.log, a.leaseID)
+	a.out = newOutbox(s, a.log, opts.Node.ID, a.leaseID)
 	a.nets = newNetworks(opts.Network, a.log)
 	a.traffic = newTraffic(a)
 	a.slots = newSlots(a)

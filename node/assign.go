@@ -234,8 +234,9 @@ func (a *Agent) assign(ctx context.Context, rec record.Task, found *prior) {
 	}
 	a.mu.Unlock()
 	a.meter.set(rec.ID, rec.Measure)
+	t.revision.Store(rec.Revision)
 	if rec.Stop != nil {
-		t.stop()
+		t.stop(rec.Stop.Reason)
 	} else {
 		t.resize(ctx, &rec)
 		if rec.Next != nil {
@@ -254,7 +255,7 @@ func (a *Agent) unassign(ctx context.Context, id string) {
 	if t == nil {
 		return
 	}
-	t.stop()
+	t.stop(record.ReasonRemoved)
 	a.wg.Go(func() {
 		select {
 		case <-t.ended:

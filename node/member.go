@@ -142,6 +142,7 @@ func (m *member) loop(ctx context.Context, env environment, policy orchestrate.R
 				v, delay := b.again(policy, 0)
 				var failure *failureError
 				if errors.As(err, &failure) {
+					m.task.refused(&failure.Failure)
 					m.task.fail(&failure.Failure)
 					if failure.Permanent {
 						return err
@@ -172,6 +173,7 @@ func (m *member) loop(ctx context.Context, env environment, policy orchestrate.R
 			failure.Message += fmt.Sprintf("; gave up after %d restarts", m.attempt)
 			return &failureError{*failure}
 		}
+		m.restarts(failure, delay)
 		// The successor does not wait for the reading of the log.
 		id := m.id
 		background.Go(func() {
@@ -236,6 +238,10 @@ func (m *member) start(ctx context.Context, env environment, background *sync.Wa
 	close(m.changed)
 	m.changed = make(chan struct{})
 	m.since, m.running, m.pid = time.Now().UTC(), true, pid
+	if !t.began {
+		t.began = true
+		t.tell(record.Event{Kind: record.TaskStarted, Reason: record.ReasonWanted})
+	}
 	t.mu.Unlock()
 	m.catchUp(ctx, spec.Labels[runtime.LabelHash])
 	m.probe(id, false)
@@ -298,12 +304,24 @@ func (m *member) watch(ctx context.Context) (runtime.Exit, *illness, error) {
 		case ill := <-m.ill:
 			why = &ill // the only one: no check follows
 			m.task.mu.Lock()
+			m.task.tell(record.Event{Kind: record.TaskUnhealthy, Reason: string(ill.kind), Failure: m.failure(runtime.Exit{At: time.Now().UTC()}, &ill)})
 			m.ready = false
 			m.task.evaluate()
 			m.task.mu.Unlock()
 			wg.Go(func() { m.stopContainer(waiting, id) })
 		}
 	}
+}
+
+// restarts tells that the container has failed and is started again.
+func (m *member) restarts(f *record.Failure, delay time.Duration) {
+	m.task.mu.Lock()
+	defer m.task.mu.Unlock()
+	e := record.Event{Kind: record.TaskRestarted, Reason: string(f.Kind), Failure: f, Restarts: m.task.status.Restarts + 1}
+	if e.Message = f.Message + "; it is started again"; delay > 0 {
+		e.Message += fmt.Sprintf(" after %v", delay)
+	}
+	m.task.tell(e)
 }
 
 // ended notes the end of the container and returns for how long it ran.

@@ -137,6 +137,7 @@ func (t *task) resizeTo(ctx context.Context, updater runtime.Updater, want bound
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		t.status.Refused = want.hash
+		t.refusedLocked(&record.Failure{Kind: record.FailedStart, Message: "its resources cannot be changed while it runs: " + err.Error(), At: time.Now().UTC()})
 		t.report()
 		return true, nil
 	}

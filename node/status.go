@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"maps"
 	"slices"
@@ -31,6 +32,8 @@ type outbox struct {
 	seq     uint64
 	written uint64 // every entry up to this seq is in the store
 	wake    chan struct{}
+
+	journal journal // its queue is guarded by mu too
 }
 
 type pending struct {
@@ -44,8 +47,8 @@ type waiter struct {
 	done chan struct{}
 }
 
-func newOutbox(s store.Store, log *slog.Logger, lease func() store.LeaseID) *outbox {
-	return &outbox{store: s, log: log, lease: lease, pending: map[string]pending{}, wake: make(chan struct{}, 1)}
+func newOutbox(s store.Store, log *slog.Logger, node string, lease func() store.LeaseID) *outbox {
+	return &outbox{store: s, log: log, lease: lease, pending: map[string]pending{}, wake: make(chan struct{}, 1), journal: journal{node: node}}
 }
 
 // put queues a record. Leased records vanish with the agent's lease.
@@ -66,11 +69,23 @@ func (o *outbox) queue(key string, p pending) uint64 {
 	o.seq++
 	p.seq = o.seq
 	o.pending[key] = p
+	o.kick()
+	return o.seq
+}
+
+// tell queues an event, for the commit that writes what is queued with it.
+func (o *outbox) tell(e record.Event) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.journal.add(e)
+	o.kick()
+}
+
+func (o *outbox) kick() {
 	select {
 	case o.wake <- struct{}{}:
 	default:
 	}
-	return o.seq
 }
 
 // flushed waits until what was queued up to seq is in the store.
@@ -125,11 +140,15 @@ func after(d time.Duration) <-chan time.Time {
 // flush writes everything that waits.
 func (o *outbox) flush(ctx context.Context) error {
 	for {
+		if err := o.journal.open(ctx, o.store, &o.mu); err != nil {
+			return err
+		}
 		o.mu.Lock()
 		all, upTo := o.pending, o.seq
 		o.pending = map[string]pending{}
+		next := o.journal.next()
 		o.mu.Unlock()
-		if len(all) == 0 {
+		if len(all) == 0 && next == nil {
 			o.settle(upTo)
 			return nil
 		}
@@ -138,8 +157,14 @@ func (o *outbox) flush(ctx context.Context) error {
 		keys := slices.SortedFunc(maps.Keys(all), func(a, b string) int {
 			return int(all[a].seq) - int(all[b].seq)
 		})
-		for chunk := range slices.Chunk(keys, maxWrites) {
-			if err := o.commit(ctx, chunk, all); err != nil {
+		for len(keys) > 0 || next != nil {
+			chunk := keys[:min(len(keys), maxWrites)]
+			keys = keys[len(chunk):]
+			var told *page
+			if len(keys) == 0 {
+				told, next = next, nil
+			}
+			if err := o.commit(ctx, chunk, all, told); err != nil {
 				o.putBack(all)
 				return err
 			}
@@ -151,7 +176,8 @@ func (o *outbox) flush(ctx context.Context) error {
 	}
 }
 
-func (o *outbox) commit(ctx context.Context, keys []string, all map[string]pending) error {
+// commit writes records, and a page of the journal with them if there is one.
+func (o *outbox) commit(ctx context.Context, keys []string, all map[string]pending, told *page) error {
 	var txn store.Txn
 	lease := o.lease()
 	for _, k := range keys {
@@ -167,7 +193,29 @@ func (o *outbox) commit(ctx context.Context, keys []string, all map[string]pendi
 			txn.Writes = append(txn.Writes, store.Put(k, p.value))
 		}
 	}
-	_, err := o.store.Commit(ctx, txn)
+	if told == nil {
+		_, err := o.store.Commit(ctx, txn)
+		return err
+	}
+	plain := txn.Writes
+	txn.If, txn.Writes = told.conditions(), slices.Concat(plain, told.writes())
+	revision, err := o.store.Commit(ctx, txn)
+	if errors.Is(err, store.ErrConflict) {
+		// It was written by a commit of which that was not known; what else was in
+		// it may be older than what is to be written now.
+		item, _, err := store.Get(ctx, o.store, told.key)
+		if err != nil {
+			return err
+		}
+		o.journal.close(told, item.Revision)
+		if len(plain) > 0 {
+			_, err = o.store.Commit(ctx, store.Txn{Writes: plain})
+		}
+		return err
+	}
+	if err == nil {
+		o.journal.close(told, revision)
+	}
 	return err
 }
 

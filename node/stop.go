@@ -78,6 +78,8 @@ func (m *member) stopContainer(ctx context.Context, id string) {
 	if ctx.Err() != nil {
 		return
 	}
+	m.task.tell(record.Event{Kind: record.TaskKilled, Reason: record.ReasonGrace,
+		Message: fmt.Sprintf("container %q did not end within %v and is killed", m.spec.Name, m.task.stopGrace())})
 	if err := rt.Kill(ctx, id, runtime.SIGKILL); err != nil {
 		m.task.log.Warn("cannot kill", "container", id, "error", err)
 		return // release tries again

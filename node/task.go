@@ -37,6 +37,7 @@ type task struct {
 
 	halted chan struct{} // closed by stop
 	halt   sync.Once
+	why    string // the reason of the stop, once halted
 	// grace, once halted, bounds the stop of a task that is expelled; see tenure.
 	expelled atomic.Bool
 	grace    time.Duration
@@ -56,6 +57,12 @@ type task struct {
 	bounds     bounds     // instead of the template's, once they were changed
 	resizing   string     // hash of the bounds that are being set, or were
 	resizeTurn sync.Mutex // held by what sets them; taken before mu
+
+	// revision is the record's: a change of resources in place makes it another.
+	revision atomic.Int64
+
+	began   bool   // that its first container runs has been told
+	refusal string // what was told last of why it cannot run
 
 	fetching string // hash of the Next that is under way, or was
 	endFetch func() // ends that
@@ -93,6 +100,7 @@ func newTask(a *Agent, rec record.Task, found *prior) *task {
 		t.status = *found.status
 		t.status.Task, t.status.Namespace, t.status.Service, t.status.Node = rec.ID, rec.Namespace, rec.Service, a.id()
 	}
+	t.revision.Store(rec.Revision)
 	t.init = newMembers(t, 'i', t.tmpl.Init)
 	t.sidecars = newMembers(t, 's', t.tmpl.Sidecars)
 	t.mains = newMembers(t, 'c', t.tmpl.Containers)
@@ -103,8 +111,13 @@ func newTask(a *Agent, rec record.Task, found *prior) *task {
 
 func (t *task) members() []*member { return slices.Concat(t.init, t.sidecars, t.mains) }
 
-// stop asks the supervisor to stop the task. It does not wait.
-func (t *task) stop() { t.halt.Do(func() { close(t.halted) }) }
+// stop asks the supervisor to stop the task, for a reason. It does not wait.
+func (t *task) stop(reason string) {
+	t.halt.Do(func() {
+		t.why = reason
+		close(t.halted)
+	})
+}
 
 // adopt takes over the containers that an earlier agent started. A task that
 // was ready and whose containers all run still takes traffic at once: a
@@ -113,7 +126,7 @@ func (t *task) adopt(containers []runtime.Container) {
 	if len(containers) == 0 {
 		return
 	}
-	t.adopted = true
+	t.adopted, t.began = true, true
 	for _, c := range containers {
 		attempt, err := strconv.Atoi(c.Labels[runtime.LabelAttempt])
 		m := t.member(c.Labels[runtime.LabelContainer])
@@ -142,7 +155,7 @@ func (t *task) adopt(containers []runtime.Container) {
 // under way, nor longer than grace for its processes.
 func (t *task) expel(grace time.Duration) {
 	t.halt.Do(func() {
-		t.grace = grace
+		t.grace, t.why = grace, record.ReasonFenced
 		t.expelled.Store(true)
 		close(t.halted)
 	})
@@ -228,16 +241,34 @@ func (t *task) run(ctx context.Context) {
 	if t.down(ctx) != nil {
 		return // ctx ended: the next agent goes on from here
 	}
-	t.enter(final)
+	t.end(final)
 	close(t.ended)
+}
+
+// end enters the final state, and tells of it.
+func (t *task) end(final record.State) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := record.Event{Kind: record.TaskEnded, State: final, Restarts: t.status.Restarts, Reason: record.ReasonCompleted}
+	switch final {
+	case record.Stopped:
+		e.Reason = t.why
+	case record.Failed:
+		if e.Failure, e.Reason = t.status.Failure, record.ReasonFailed; e.Failure != nil {
+			e.Reason = string(e.Failure.Kind)
+		}
+	}
+	t.tell(e)
+	t.enterLocked(final)
 }
 
 // up brings the task up and serves until it is to stop, has completed (nil) or
 // has failed.
 func (t *task) up(ctx context.Context) error {
 	if t.bad != nil {
-		return &failureError{record.Failure{Kind: record.FailedStart, Permanent: true,
-			Message: t.bad.Error(), At: time.Now().UTC()}}
+		f := record.Failure{Kind: record.FailedStart, Permanent: true, Message: t.bad.Error(), At: time.Now().UTC()}
+		t.refused(&f)
+		return &failureError{f}
 	}
 	select {
 	case <-t.halted:
@@ -317,6 +348,7 @@ func (t *task) retry(ctx context.Context, step func(context.Context) error) erro
 		}
 		var failure *failureError
 		if errors.As(err, &failure) {
+			t.refused(&failure.Failure)
 			t.fail(&failure.Failure)
 			if failure.Permanent {
 				return err
@@ -598,8 +630,10 @@ func (t *task) serving(err error) {
 	}
 	if err != nil {
 		t.status.Failure = &record.Failure{Kind: record.FailedConflict, Message: err.Error(), At: time.Now().UTC()}
+		t.refusedLocked(t.status.Failure)
 		t.enterLocked(record.Running)
 		return
 	}
+	t.refusal = "" // the next is another
 	t.enterLocked(record.Ready)
 }

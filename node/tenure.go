@@ -206,7 +206,11 @@ func (t *tenure) read(ctx context.Context, task *task, registration string) erro
 				task.admit(registration)
 				return nil
 			}
-			task.stop()
+			reason := record.ReasonFenced // it was given to another meanwhile
+			if found && rec.Stop != nil {
+				reason = rec.Stop.Reason
+			}
+			task.stop(reason)
 			return errStopped
 		}
 		if errors.Is(err, store.ErrClosed) {

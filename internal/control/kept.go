@@ -115,7 +115,12 @@ func (k *kept) change(c store.Change) error {
 	k.records[r.key] = r
 	k.order = append(k.order, r)
 	k.count += r.count
+	node := record.Teller(c.Item.Key)
 	for i := range rec.Events {
+		if e := &rec.Events[i]; node != "" {
+			// An agent tells of its own node, and of nothing that is decided.
+			e.Node, e.Kind, e.Network = node, "", ""
+		}
 		k.note(&rec.Events[i], r)
 	}
 	if r.latest == 0 {

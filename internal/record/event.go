@@ -29,6 +29,7 @@ type Event struct {
 	Network   string    `json:"network,omitempty"`
 	Revision  int64     `json:"revision,omitempty"` // of the service; of a task, its own
 	State     State     `json:"state,omitempty"`    // that a task which is gone ended in
+	Restarts  int       `json:"restarts,omitempty"` // of the task's containers, in what an agent tells
 	// Reason is a Reason constant where a task is started or stopped, a Why
 	// constant where a rollout failed.
 	Reason  string   `json:"reason,omitempty"`
@@ -107,11 +108,17 @@ const (
 type Events struct {
 	Events    []Event               `json:"events"`
 	Decisions []*scheduler.Decision `json:"decisions,omitempty"`
+	// Forgotten, in a record of an agent, is the revision of the newest of its
+	// records that it has deleted itself, since nobody else did.
+	Forgotten int64 `json:"forgotten,omitempty"`
 }
 
 // EncodeEvents is the record of events, without what must not be kept.
-func EncodeEvents(events []Event) []byte {
-	rec := Events{Events: make([]Event, len(events))}
+func EncodeEvents(events []Event) []byte { return EncodeNodeEvents(events, 0) }
+
+// EncodeNodeEvents is the record of events of an agent.
+func EncodeNodeEvents(events []Event, forgotten int64) []byte {
+	rec := Events{Events: make([]Event, len(events)), Forgotten: forgotten}
 	places := map[*scheduler.Decision]int{}
 	for i, e := range events {
 		e.Message = Clip(e.Message, MaxEventText)
