@@ -22,6 +22,7 @@ import (
 
 	"github.com/orchestrate-go/orchestrate"
 	"github.com/orchestrate-go/orchestrate/cron"
+	"github.com/orchestrate-go/orchestrate/internal/machine"
 	"github.com/orchestrate-go/orchestrate/network/bridge"
 	"github.com/orchestrate-go/orchestrate/runtime"
 	"github.com/orchestrate-go/orchestrate/runtime/containerd"
@@ -42,7 +43,7 @@ type Fleet struct {
 	runtime containers
 	network *bridge.Driver
 	volumes *local.Driver
-	names   names
+	names   machine.Names
 	nodes   []*agent // that the machine stands for; the first is nodeID
 	opts    options
 
@@ -121,13 +122,13 @@ func open(dir string, opts []Option) (_ *Fleet, err error) {
 	if f.volumes, err = local.Open(volumes); err != nil {
 		return nil, err
 	}
-	f.names = newNames(o.logger)
+	f.names = machine.NewNames(o.logger)
 	pools, err := addressPools(f.store, dir)
 	if err != nil {
 		return nil, err
 	}
 	if o.capacity.IsZero() {
-		if o.capacity, err = capacity(dir); err != nil {
+		if o.capacity, err = machine.Capacity(dir); err != nil {
 			return nil, err
 		}
 	}

@@ -7,46 +7,14 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
-	"maps"
 	"net"
 	"net/netip"
 	"os"
-	goruntime "runtime"
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/orchestrate-go/orchestrate/health"
-	"github.com/orchestrate-go/orchestrate/health/grpc"
-	"github.com/orchestrate-go/orchestrate/scheduler"
 	"github.com/orchestrate-go/orchestrate/store"
 )
-
-// capacity is all that the machine has: its cores, its memory, and the size of
-// the filesystem that dir is on.
-func capacity(dir string) (scheduler.Resources, error) {
-	r := scheduler.Resources{CPU: int64(goruntime.NumCPU()) * 1000}
-	data, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
-		return r, err
-	}
-	for line := range strings.Lines(string(data)) {
-		if rest, ok := strings.CutPrefix(line, "MemTotal:"); ok {
-			kib, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 64)
-			if err != nil {
-				return r, fmt.Errorf("read /proc/meminfo: %w", err)
-			}
-			r.Memory = kib << 10
-		}
-	}
-	var fs unix.Statfs_t
-	if err := unix.Statfs(dir, &fs); err != nil {
-		return r, fmt.Errorf("size of the filesystem of %s: %w", dir, err)
-	}
-	r.Disk = int64(fs.Blocks) * fs.Bsize
-	return r, nil
-}
 
 // pools are where this fleet's networks take their addresses from.
 type pools struct {
@@ -127,11 +95,4 @@ func usedPrefixes() ([]netip.Prefix, error) {
 		used = append(used, netip.PrefixFrom(a, bits))
 	}
 	return used, nil
-}
-
-// checkers adds the checker that the core does not have to the application's.
-func checkers(own map[string]health.Checker) map[string]health.Checker {
-	all := map[string]health.Checker{health.KindGRPC: new(grpc.Checker)}
-	maps.Copy(all, own)
-	return all
 }

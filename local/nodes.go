@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/orchestrate-go/orchestrate"
+	"github.com/orchestrate-go/orchestrate/internal/machine"
 	"github.com/orchestrate-go/orchestrate/node"
 	"github.com/orchestrate-go/orchestrate/scheduler"
 )
@@ -62,7 +63,7 @@ func (f *Fleet) newAgent(a *agent) (*node.Agent, error) {
 			Platform: scheduler.Platform{OS: goruntime.GOOS, Arch: goruntime.GOARCH},
 		},
 		Runtime: f.runtime, Network: f.network, Namespaces: f.network, Balancer: f.network,
-		Resolver: f.names, Volumes: f.volumes, Checkers: checkers(o.checkers),
+		Resolver: f.names, Volumes: f.volumes, Checkers: machine.Checkers(o.checkers),
 		Credentials: o.credentials, Dir: filepath.Join(f.dir, "node"), Logger: o.logger,
 		// Alone, no other node could take over what this one stops.
 		FenceGrace: -1,

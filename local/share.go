@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/orchestrate-go/orchestrate/internal/machine"
 	"github.com/orchestrate-go/orchestrate/internal/record"
 	"github.com/orchestrate-go/orchestrate/network"
 	"github.com/orchestrate-go/orchestrate/network/bridge"
@@ -160,7 +161,7 @@ func (n sharedNetwork) Connections(ctx context.Context) (map[string]uint64, erro
 
 // sharedNames is a node's part of the machine's names.
 type sharedNames struct {
-	names
+	machine.Names
 	share *share
 }
 

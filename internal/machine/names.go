@@ -1,6 +1,6 @@
 //go:build linux
 
-package local
+package machine
 
 import (
 	"log/slog"
@@ -11,15 +11,16 @@ import (
 	"github.com/orchestrate-go/orchestrate/node"
 )
 
-// names is the DNS server as a [node.Resolver] and [node.Searcher].
-type names struct{ *dns.Server }
+// Names is the DNS server as a [node.Resolver] and [node.Searcher].
+type Names struct{ *dns.Server }
 
-func newNames(log *slog.Logger) names {
-	return names{dns.New(dns.Options{Logger: log})}
+// NewNames returns one that knows nothing yet.
+func NewNames(log *slog.Logger) Names {
+	return Names{dns.New(dns.Options{Logger: log})}
 }
 
 // Set hands the zones on.
-func (n names) Set(zones []node.Zone) error {
+func (n Names) Set(zones []node.Zone) error {
 	var all []dns.Zone
 	for _, z := range zones {
 		zone := dns.Zone{Network: z.Network, Listen: z.Listen, Clients: z.Subnets, Internal: z.Internal}
