@@ -574,3 +574,39 @@ func TestAuthorityKeeps(t *testing.T) {
 		t.Error("certificate and key in each other's place: got nil, want an error")
 	}
 }
+
+// A machine joins and renews at whichever registrar answers, and a refusal is an
+// answer.
+func TestFurtherRegistrars(t *testing.T) {
+	s := newSite(t)
+	gone, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead := gone.Addr().String()
+	gone.Close()
+	dir, token := t.TempDir(), s.token(TokenOptions{})
+	opts := JoinOptions{Address: dead, Further: []string{dead, s.address}, Token: token, ID: node("n1"), Dir: dir, now: s.clock.now}
+	m, err := Join(t.Context(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Renew(t.Context()); err != nil {
+		t.Errorf("renew: %v", err)
+	}
+	again, err := open(dir, s.clock.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Renew(t.Context()); err != nil {
+		t.Errorf("renew after a restart: %v", err)
+	}
+	opts.Dir, opts.ID, opts.Further = t.TempDir(), node("n2"), []string{s.address, dead}
+	if _, err := Join(t.Context(), opts); !errors.Is(err, ErrTokenUsed) {
+		t.Errorf("join with a used token: got %v, want ErrTokenUsed of the registrar that answered", err)
+	}
+	opts.Further = nil
+	if _, err := Join(t.Context(), opts); err == nil || errors.Is(err, ErrTokenUsed) {
+		t.Errorf("join where nobody answers: got %v, want why nobody does", err)
+	}
+}

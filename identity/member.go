@@ -39,12 +39,15 @@ type Member struct {
 
 func newMember(id ID) *Member { return &Member{id: id, now: time.Now} }
 
-// JoinOptions say how a machine joins. All but Now are required.
+// JoinOptions say how a machine joins. All but Further are required.
 type JoinOptions struct {
 	// Address is host:port of a registrar.
 	Address string
 	Token   Token
 	ID      ID
+	// Further are more registrars of the fleet, as Address is: the join and all
+	// renewals ask one after the other until one answers.
+	Further []string
 	// Dir is a folder of the member's own, where its key and certificate are kept.
 	Dir string
 
@@ -86,7 +89,8 @@ func join(ctx context.Context, opts JoinOptions) (*Member, error) {
 	if err != nil {
 		return nil, err
 	}
-	g, err := post(ctx, opts.Address, pathJoin, pinned(opts.Token.pin, m.now), joinBody{
+	addresses := append([]string{opts.Address}, opts.Further...)
+	g, err := ask(ctx, addresses, pathJoin, pinned(opts.Token.pin, m.now), joinBody{
 		Token: opts.Token.id, Secret: opts.Token.secret, ID: m.id, CSR: csr,
 	})
 	if err != nil {
@@ -95,8 +99,8 @@ func join(ctx context.Context, opts JoinOptions) (*Member, error) {
 	if err := m.take(g, key); err != nil {
 		return nil, err
 	}
-	m.renewal = m.ask(opts.Address)
-	return m, errors.Join(m.save(opts.Address), os.Remove(filepath.Join(m.dir, fileJoinKey)))
+	m.renewal = m.ask(addresses)
+	return m, errors.Join(m.save(addresses), os.Remove(filepath.Join(m.dir, fileJoinKey)))
 }
 
 // The files of a member's folder.
@@ -112,7 +116,11 @@ type savedMember struct {
 	Key     string `json:"key"`
 	Chain   string `json:"chain"`
 	Roots   string `json:"roots"`
+
+	Further []string `json:"further,omitempty"` // registrars
 }
+
+func (s *savedMember) addresses() []string { return append([]string{s.Address}, s.Further...) }
 
 // joinKey returns the key to join with: that of a Join that was cut off, if
 // there was one, since the token may be bound to it already.
@@ -176,12 +184,12 @@ func open(dir string, now func() time.Time) (*Member, error) {
 	if err := m.take(grant{chain, roots}, key); err != nil {
 		return nil, err
 	}
-	m.renewal = m.ask(saved.Address)
+	m.renewal = m.ask(saved.addresses())
 	return m, nil
 }
 
 // save writes the member down, key and certificate in one step.
-func (m *Member) save(address string) error {
+func (m *Member) save(addresses []string) error {
 	if m.dir == "" {
 		return nil
 	}
@@ -201,7 +209,7 @@ func (m *Member) save(address string) error {
 		chain = append(chain, c)
 	}
 	data, err := json.Marshal(savedMember{
-		ID: m.id, Address: address, Key: string(key), Chain: string(marshalCerts(chain...)), Roots: string(marshalCerts(roots...)),
+		ID: m.id, Address: addresses[0], Further: addresses[1:], Key: string(key), Chain: string(marshalCerts(chain...)), Roots: string(marshalCerts(roots...)),
 	})
 	if err != nil {
 		return err
@@ -285,10 +293,10 @@ func (m *Member) writeMirror() error {
 	)
 }
 
-// ask returns the renewal at a registrar.
-func (m *Member) ask(address string) func(context.Context, *x509.CertificateRequest) (grant, error) {
+// ask returns the renewal at registrars.
+func (m *Member) ask(addresses []string) func(context.Context, *x509.CertificateRequest) (grant, error) {
 	return func(ctx context.Context, csr *x509.CertificateRequest) (grant, error) {
-		return post(ctx, address, pathRenew, m.Client(Is(Control)), renewBody{CSR: csr.Raw})
+		return ask(ctx, addresses, pathRenew, m.Client(Is(Control)), renewBody{CSR: csr.Raw})
 	}
 }
 
@@ -347,7 +355,7 @@ func (m *Member) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return m.save(saved.Address)
+	return m.save(saved.addresses())
 }
 
 // Run renews the certificate after half of its time, and again with pauses

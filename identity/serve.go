@@ -185,6 +185,30 @@ func (r *Registrar) answer(w http.ResponseWriter, req *http.Request, g grant, er
 	_ = json.NewEncoder(w).Encode(body)
 }
 
+// askTimeout is how long one of several registrars may take to answer.
+const askTimeout = 10 * time.Second
+
+// ask asks registrars in turn until one answers, be it with a refusal. One that
+// did what it was asked, and whose answer was lost, is no harm: the same key may
+// ask another.
+func ask(ctx context.Context, addresses []string, path string, config *tls.Config, body any) (grant, error) {
+	var errs []error
+	for i, address := range addresses {
+		trying, cancel := ctx, context.CancelFunc(func() {})
+		if i < len(addresses)-1 {
+			trying, cancel = context.WithTimeout(ctx, askTimeout)
+		}
+		g, err := post(trying, address, path, config, body)
+		cancel()
+		var refusal *RemoteError
+		if err == nil || ctx.Err() != nil || errors.As(err, &refusal) && refusal.Status < http.StatusInternalServerError {
+			return g, err
+		}
+		errs = append(errs, err)
+	}
+	return grant{}, errors.Join(errs...)
+}
+
 // post asks a registrar.
 func post(ctx context.Context, address, path string, config *tls.Config, body any) (grant, error) {
 	data, err := json.Marshal(body)

@@ -3,15 +3,12 @@
 package local
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"strings"
 
 	"github.com/orchestrate-go/orchestrate"
+	"github.com/orchestrate-go/orchestrate/internal/machine"
 	"github.com/orchestrate-go/orchestrate/volume"
 )
 
@@ -40,7 +37,7 @@ func (f *Fleet) Destroy(ctx context.Context) error {
 	if err := errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("destroy fleet in %q: %w", f.dir, err)
 	}
-	if err := removeFolder(f.dir); err != nil {
+	if err := machine.RemoveFolder(f.dir); err != nil {
 		return fmt.Errorf("destroy fleet in %q: %w", f.dir, err)
 	}
 	f.mu.Lock()
@@ -121,37 +118,3 @@ func (f *Fleet) clear(ctx context.Context) error {
 	}
 	return errors.Join(errs...)
 }
-
-// removeFolder deletes a folder with all that is in it, but nothing through a
-// mount: that could be a path of the host, bound for a container.
-func removeFolder(dir string) error {
-	real, err := filepath.EvalSymlinks(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	file, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	lines := bufio.NewScanner(file)
-	for lines.Scan() {
-		// proc_pid_mountinfo(5): the fifth field is the mount point, with
-		// blanks and backslashes in octal.
-		fields := strings.Fields(lines.Text())
-		if len(fields) > 4 && strings.HasPrefix(unescape(fields[4]), real+"/") {
-			return fmt.Errorf("something is still mounted on %s; unmount it and remove the folder", unescape(fields[4]))
-		}
-	}
-	if err := lines.Err(); err != nil {
-		return err
-	}
-	return os.RemoveAll(dir)
-}
-
-var octal = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
-
-func unescape(path string) string { return octal.Replace(path) }

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orchestrate-go/orchestrate/internal/leak"
+	"github.com/orchestrate-go/orchestrate/internal/machine"
 )
 
 // Environment variables of the processes that the tests are made of.
@@ -88,7 +89,7 @@ func testMain(m *testing.M) int {
 	if folders, err = os.MkdirTemp("", "orchestrate-local-"); err != nil {
 		return fail("tests", err)
 	}
-	defer removeFolder(folders)
+	defer machine.RemoveFolder(folders)
 	binary = filepath.Join(folders, "program")
 	cmd := exec.Command("go", "build", "-o", binary, "./testdata/program")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
@@ -159,7 +160,7 @@ func newFolder(t testing.TB) string {
 		if !t.Failed() { // else what failed is of more interest
 			nothingLeft(t, dir)
 		}
-		if err := removeFolder(dir); err != nil {
+		if err := machine.RemoveFolder(dir); err != nil {
 			t.Error(err)
 		}
 	})

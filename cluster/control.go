@@ -1,0 +1,454 @@
+//go:build linux
+
+package cluster
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/orchestrate-go/orchestrate"
+	"github.com/orchestrate-go/orchestrate/cron"
+	"github.com/orchestrate-go/orchestrate/identity"
+	"github.com/orchestrate-go/orchestrate/network/overlay"
+	"github.com/orchestrate-go/orchestrate/remote"
+	"github.com/orchestrate-go/orchestrate/runtime"
+	"github.com/orchestrate-go/orchestrate/runtime/registry"
+	"github.com/orchestrate-go/orchestrate/store/etcd"
+	"github.com/orchestrate-go/orchestrate/store/etcd/embed"
+)
+
+// ControlOptions say who a control plane is. Name and Members are required.
+type ControlOptions struct {
+	// Name is this one's in Members.
+	Name string
+	// Members are the control planes of the fleet and the addresses by which all
+	// machines reach them: one, three or five. A fleet begins when more than
+	// half of them were opened.
+	Members map[string]netip.Addr
+	// Authority signs the fleet's certificates. It is the same on every control
+	// plane of a fleet that begins; make it once, with [identity.NewAuthority],
+	// and hand it to each as the secret that it is. It is kept in the folder, and
+	// may be nil the next time. A fleet that begins with one control plane makes
+	// its own.
+	Authority *identity.Authority
+	// Join is the invitation of a control plane that is added to a fleet that
+	// runs; see [Control.Invite]. It comes with the Authority too.
+	Join *embed.Invitation
+
+	// Ports are the fleet's.
+	Ports Ports
+	// CertificateTTL is how long certificates are good; see
+	// [identity.Options.TTL].
+	CertificateTTL time.Duration
+	// Etcd has what else etcd is told: of it Heartbeat, Election, History and
+	// Quota count.
+	Etcd embed.Options
+	// Credentials is asked for each registry host that tags are looked up at.
+	Credentials func(ctx context.Context, host string) (runtime.Credentials, error)
+	// Fleet are further options of [orchestrate.New].
+	Fleet []orchestrate.Option
+	// Logger; nil discards.
+	Logger *slog.Logger
+}
+
+// Control is one control plane of a fleet. Make it with [OpenControl].
+type Control struct {
+	*orchestrate.Fleet
+	*loops
+	opts ControlOptions
+
+	keys      *identity.Keyring
+	self      *identity.Member
+	etcd      *embed.Member
+	store     *etcd.Store
+	access    *etcd.Access
+	registrar *identity.Registrar
+
+	closing  sync.Once
+	closeErr error
+}
+
+// OpenControl opens the control plane whose state is in dir, which is made if it
+// is missing, and runs it until [Control.Close]. It returns when this one takes
+// part: when a fleet begins, that is when more than half of its control planes
+// were opened. If ctx ends before, nothing of it runs. Wrong options are an
+// [*OptionError].
+func OpenControl(ctx context.Context, dir string, opts ControlOptions) (*Control, error) {
+	c := &Control{opts: opts, loops: newLoops()}
+	if err := c.open(ctx, dir); err != nil {
+		return nil, fmt.Errorf("open control plane %q in %q: %w", opts.Name, dir, errors.Join(err, c.release()))
+	}
+	return c, nil
+}
+
+func (c *Control) open(ctx context.Context, dir string) (err error) {
+	o := &c.opts
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	o.Ports = o.Ports.withDefaults()
+	o.CertificateTTL = cmp.Or(o.CertificateTTL, identity.DefaultTTL)
+	if dir, err = checkDir(dir); err != nil {
+		return err
+	}
+	if err := c.check(); err != nil {
+		return err
+	}
+	authority, err := keepAuthority(filepath.Join(dir, "authority"), o.Authority, len(o.Members) == 1 && o.Join == nil)
+	if err != nil {
+		return err
+	}
+	address := o.Members[o.Name]
+	c.keys = identity.NewKeyring(authority)
+	id := identity.ID{Role: identity.Control, Name: o.Name}
+	if c.self, err = c.keys.Member(id, []string{address.String()}, o.CertificateTTL); err != nil {
+		return err
+	}
+	files := filepath.Join(dir, "tls")
+	if err := c.self.Mirror(files); err != nil {
+		return err
+	}
+	if err := c.self.Renew(ctx); err != nil {
+		return err
+	}
+	c.run(c.self.Run)
+	if err := c.startEtcd(ctx, dir, files); err != nil {
+		return err
+	}
+	c.store, err = etcd.Open(etcd.Options{
+		Endpoints: urls(c.addresses(), o.Ports.Store), TLS: c.self.Client(identity.Is(identity.Control)), Logger: o.Logger,
+	})
+	if err != nil {
+		return err
+	}
+	c.access = c.store.Access(nodeKeys)
+	if err := c.enableAccess(ctx); err != nil {
+		return err
+	}
+	c.registrar, err = identity.NewRegistrar(identity.Options{
+		Store: c.store, Keyring: c.keys, Granter: c.access, Hosts: []string{address.String()},
+		TTL: o.CertificateTTL, Logger: o.Logger,
+	})
+	if err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", at(address, o.Ports.Join))
+	if err != nil {
+		return err
+	}
+	c.run(func(ctx context.Context) error { return c.registrar.Serve(ctx, listener) })
+	c.Fleet, err = orchestrate.New(c.store, append([]orchestrate.Option{
+		orchestrate.WithID(o.Name), orchestrate.WithLogger(o.Logger), orchestrate.WithAccess(remote.Access(c.store, c.self)),
+		orchestrate.WithResolver(&registry.Resolver{Credentials: o.Credentials}), orchestrate.WithSchedules(cron.Parse),
+	}, o.Fleet...)...)
+	if err != nil {
+		return err
+	}
+	c.run(c.Fleet.Run)
+	c.run(func(ctx context.Context) error { // the store does without this member, but it is to be known
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-c.etcd.Done():
+			return c.etcd.Err()
+		}
+	})
+	c.begun()
+	return nil
+}
+
+func (c *Control) check() error {
+	o := &c.opts
+	if err := checkName(identity.Control, o.Name); err != nil {
+		return err
+	}
+	if _, ok := o.Members[o.Name]; !ok {
+		return &OptionError{"Members", fmt.Sprintf("lacks %q; it has this control plane too", o.Name)}
+	}
+	for name, a := range o.Members {
+		if err := checkName(identity.Control, name); err != nil {
+			return &OptionError{"Members", err.Error()}
+		}
+		if err := checkAddr(fmt.Sprintf("Members[%q]", name), a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkDir(dir string) (string, error) {
+	if dir == "" {
+		return "", errors.New("the folder is not named; give one of its own, such as /var/lib/myapp/control")
+	}
+	dir, err := filepath.Abs(dir)
+	if err == nil {
+		err = os.MkdirAll(dir, 0o700)
+	}
+	return dir, err
+}
+
+// addresses are those of all control planes, this one first.
+func (c *Control) addresses() []netip.Addr {
+	all := []netip.Addr{c.opts.Members[c.opts.Name]}
+	for _, name := range slices.Sorted(maps.Keys(c.opts.Members)) {
+		if name != c.opts.Name {
+			all = append(all, c.opts.Members[name])
+		}
+	}
+	return all
+}
+
+func (c *Control) startEtcd(ctx context.Context, dir, files string) (err error) {
+	o := &c.opts
+	certs := embed.TLS{
+		Cert: filepath.Join(files, identity.FileCert), Key: filepath.Join(files, identity.FileKey), CA: filepath.Join(files, identity.FileRoots),
+	}
+	peer := func(name string) string { return "https://" + at(o.Members[name], o.Ports.Peer) }
+	options := embed.Options{
+		Name: o.Name, Dir: filepath.Join(dir, "etcd"), PeerURL: peer(o.Name), ClientURL: "https://" + at(o.Members[o.Name], o.Ports.Store),
+		PeerTLS: certs, ClientTLS: certs, Join: o.Join, Logger: o.Logger,
+		Heartbeat: o.Etcd.Heartbeat, Election: o.Etcd.Election, History: o.Etcd.History, Quota: o.Etcd.Quota,
+	}
+	if o.Join == nil {
+		options.Members = map[string]string{}
+		for name := range o.Members {
+			options.Members[name] = peer(name)
+		}
+	}
+	c.etcd, err = embed.Start(ctx, options)
+	return err
+}
+
+// nodeKeys are what a node's agent and its network use of the store.
+func nodeKeys(id identity.ID) (read, write []string) {
+	read, write = orchestrate.NodeKeys(id.Name)
+	return read, append(write, overlay.Keys)
+}
+
+// enableAccess turns etcd's access control on, over elections of etcd: whichever
+// control plane comes first does it.
+func (c *Control) enableAccess(ctx context.Context) error {
+	var all []identity.ID
+	for name := range c.opts.Members {
+		all = append(all, identity.ID{Role: identity.Control, Name: name})
+	}
+	for {
+		err := c.access.Enable(ctx, all...)
+		if err == nil || errors.Is(err, etcd.ErrDenied) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(context.Cause(ctx), err)
+		case <-c.etcd.Done():
+			return c.etcd.Err()
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// Store is the fleet's state, for what else an application keeps there. It is
+// closed with the control plane.
+func (c *Control) Store() *etcd.Store { return c.store }
+
+// Etcd is this control plane's member of etcd, for snapshots and for what else
+// there is to do to one.
+func (c *Control) Etcd() *embed.Member { return c.etcd }
+
+// Registrar takes machines into the fleet, and revokes them.
+func (c *Control) Registrar() *identity.Registrar { return c.registrar }
+
+// Keyring has the authorities that this control plane signs with and trusts.
+// A change of authority is to be made on each control plane in turn.
+func (c *Control) Keyring() *identity.Keyring { return c.keys }
+
+// NewToken makes the text of a token that one machine can join with as a node of
+// that name, or as any that is free when it is empty, within an hour. It is a
+// secret. [Control.Registrar] makes others.
+func (c *Control) NewToken(ctx context.Context, node string) (string, error) {
+	return c.newToken(ctx, identity.TokenOptions{Role: identity.Node, Name: node})
+}
+
+// NewClientToken makes the text of a token for [Dial]. Who joins with it may do
+// whatever a control plane may.
+func (c *Control) NewClientToken(ctx context.Context, name string) (string, error) {
+	return c.newToken(ctx, identity.TokenOptions{Role: identity.Control, Name: name})
+}
+
+func (c *Control) newToken(ctx context.Context, opts identity.TokenOptions) (string, error) {
+	t, err := c.registrar.NewToken(ctx, opts)
+	if err != nil {
+		return "", err
+	}
+	return t.Text(), nil
+}
+
+// Expel removes a node that will not come back, or must not: it is cut off from
+// the store at once, its certificate is not renewed, its part of the networks is
+// given back, and its tasks are replaced once it is silent; see
+// [orchestrate.Fleet.RemoveNode], which this calls again until the node's lease
+// has ended. Its name is free then. What runs on the machine runs on until
+// somebody stops it: end its agent with [Agent.Destroy] before, if it is
+// there. Calling Expel again after an error goes on with it.
+func (c *Control) Expel(ctx context.Context, node string) error {
+	id := identity.ID{Role: identity.Node, Name: node}
+	err := c.registrar.Revoke(ctx, id)
+	if errors.Is(err, identity.ErrUnknown) {
+		err = nil
+	}
+	for err == nil {
+		err = c.RemoveNode(ctx, node)
+		var alive *orchestrate.AliveError
+		if !errors.As(err, &alive) {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("expel node %s: %w", node, context.Cause(ctx))
+		case <-time.After(200 * time.Millisecond): // its lease ends without it
+			err = nil
+		}
+	}
+	var unknown *orchestrate.NameError
+	if errors.As(err, &unknown) {
+		err = nil
+	}
+	if err == nil {
+		err = overlay.Forget(ctx, c.store, node)
+	}
+	if err == nil {
+		err = c.registrar.Forget(ctx, id)
+	}
+	if err != nil {
+		return fmt.Errorf("expel node %s: %w", node, err)
+	}
+	return nil
+}
+
+// Invite takes a further control plane in, which OpenControl then makes with the
+// invitation, this fleet's Authority, and Members that have it too. It has no
+// vote before it has caught up.
+func (c *Control) Invite(ctx context.Context, name string, address netip.Addr) (*embed.Invitation, error) {
+	return c.Replace(ctx, "", name, address)
+}
+
+// Replace removes a control plane that lost its folder or its machine and
+// invites another in its place, which may have its name; see [Control.Invite].
+func (c *Control) Replace(ctx context.Context, old, name string, address netip.Addr) (*embed.Invitation, error) {
+	invitation, err := c.replace(ctx, old, name, address)
+	if err != nil {
+		return nil, fmt.Errorf("invite control plane %q: %w", name, err)
+	}
+	return invitation, nil
+}
+
+func (c *Control) replace(ctx context.Context, old, name string, address netip.Addr) (*embed.Invitation, error) {
+	if err := errors.Join(checkName(identity.Control, name), checkAddr("address", address)); err != nil {
+		return nil, err
+	}
+	if err := c.access.Grant(ctx, identity.ID{Role: identity.Control, Name: name}); err != nil {
+		return nil, err
+	}
+	url := "https://" + at(address, c.opts.Ports.Peer)
+	if old == "" {
+		return c.etcd.Invite(ctx, name, url)
+	}
+	if old != name {
+		if err := c.access.Revoke(ctx, identity.ID{Role: identity.Control, Name: old}); err != nil {
+			return nil, err
+		}
+	}
+	return c.etcd.Replace(ctx, old, name, url)
+}
+
+// Close ends this control plane. The others go on if they are more than half;
+// tasks run on in any case. It returns why it had stopped by itself, if it had.
+// Closing twice is no error.
+func (c *Control) Close() error {
+	c.closing.Do(func() { c.closeErr = errors.Join(c.Err(), c.release()) })
+	return c.closeErr
+}
+
+// release ends and closes what open made.
+func (c *Control) release() error {
+	var errs []error
+	if c.Fleet != nil {
+		errs = append(errs, c.Fleet.Close())
+	}
+	c.stop()
+	if c.store != nil {
+		errs = append(errs, c.store.Close())
+	}
+	if c.etcd != nil {
+		errs = append(errs, c.etcd.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// The files of the authority.
+const (
+	fileAuthority    = "authority.pem"
+	fileAuthorityKey = "authority-key.pem"
+)
+
+// keepAuthority returns the authority that is kept in a folder, or keeps the one
+// that is given, or one of its own where there is none and it may.
+func keepAuthority(dir string, given *identity.Authority, own bool) (*identity.Authority, error) {
+	cert, err := os.ReadFile(filepath.Join(dir, fileAuthority))
+	switch {
+	case err == nil:
+		key, err := os.ReadFile(filepath.Join(dir, fileAuthorityKey))
+		if err != nil {
+			return nil, err
+		}
+		kept, err := identity.ParseAuthority(cert, key)
+		if err == nil && given != nil && !kept.Certificate().Equal(given.Certificate()) {
+			err = &OptionError{"Authority", "is not the one that this control plane began with; see Keyring to change it"}
+		}
+		return kept, err
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	case given == nil && !own:
+		return nil, &OptionError{"Authority", "is not set; a fleet that begins with several control planes needs the same on each: make one with identity.NewAuthority"}
+	case given == nil:
+		if given, err = identity.NewAuthority("orchestrate", authorityTTL); err != nil {
+			return nil, err
+		}
+	}
+	certPEM, keyPEM, err := given.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	// The certificate last: it says that the key is there.
+	for _, file := range []struct {
+		name string
+		data []byte
+	}{{fileAuthorityKey, keyPEM}, {fileAuthority, certPEM}} {
+		path := filepath.Join(dir, file.name)
+		if err := os.WriteFile(path+".new", file.data, 0o600); err != nil {
+			return nil, err
+		}
+		if err := os.Rename(path+".new", path); err != nil {
+			return nil, err
+		}
+	}
+	return given, nil
+}
+
+// authorityTTL is for how long an authority of the fleet's own is good.
+const authorityTTL = 10 * 365 * 24 * time.Hour
