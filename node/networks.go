@@ -212,6 +212,9 @@ func (n *networks) await(ctx context.Context, name string) (record.Network, erro
 
 // gateways returns the node's addresses on a network.
 func (n *networks) gateways(name string) []netip.Addr {
+	if d, ok := n.driver.(network.Divider); ok {
+		return d.Gateways(name)
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.specs[name].Driver().Gateways()

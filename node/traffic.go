@@ -438,7 +438,7 @@ func (t *traffic) zones() []Zone {
 	all := t.backends()
 	var zones []Zone
 	for _, spec := range t.agent.nets.made() {
-		z := Zone{Network: spec.Name, Subnets: spec.Subnets, Listen: spec.Driver().Gateways(), Internal: spec.Internal}
+		z := Zone{Network: spec.Name, Subnets: spec.Subnets, Listen: t.agent.nets.gateways(spec.Name), Internal: spec.Internal}
 		here := map[string]bool{}
 		for s, fe := range t.frontends.all {
 			if len(fe.Addresses[spec.Name]) > 0 {

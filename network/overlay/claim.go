@@ -23,6 +23,7 @@ import (
 const (
 	keySlices  = Keys + "slices/"  // NETWORK/NUMBER -> slice
 	keyNumbers = Keys + "numbers/" // VXLAN number -> name of the network
+	keyNames   = Keys + "names/"   // NETWORK -> its VXLAN number
 )
 
 // Keys is what all keys of this package begin with. Every node reads and writes
@@ -210,7 +211,10 @@ func release(ctx context.Context, s store.Store, node, name string) error {
 	}
 	for _, item := range numbers.Items {
 		if n, used := users[string(item.Value)]; used && n == 0 {
-			_, err := s.Commit(ctx, store.Txn{If: []store.Condition{item.Unchanged()}, Writes: []store.Write{store.Delete(item.Key)}})
+			_, err := s.Commit(ctx, store.Txn{
+				If:     []store.Condition{item.Unchanged()},
+				Writes: []store.Write{store.Delete(item.Key), store.Delete(keyNames + string(item.Value))},
+			})
 			if err != nil && !errors.Is(err, store.ErrConflict) {
 				return err
 			}
@@ -223,29 +227,39 @@ func release(ctx context.Context, s store.Store, node, name string) error {
 const maxNumber = 1<<24 - 1
 
 // number returns the VXLAN number of a network, the same on every node: the
-// first that is not another network's from a place that follows from the name.
-// Fleets that share an underlay rarely meet, since the place follows from the
-// fleet's ID too.
+// first that is free from a place that follows from the name, taken by whichever
+// node comes first, in one commit with the name. Fleets that share an underlay
+// rarely meet, since the place follows from that node's bridge ID too.
 func (d *Driver) number(ctx context.Context, name string) (int, error) {
-	for n := hash(d.opts.Bridge.ID, name); ; n++ {
-		vni := 1 + n%maxNumber
-		key := keyNumbers + strconv.Itoa(vni)
-		item, found, err := store.Get(ctx, d.opts.Store, key)
-		if err == nil && !found {
-			err = d.commit(ctx, store.Absent(key), store.Put(key, []byte(name)))
-			if err == nil {
-				return vni, nil
-			}
-			if errors.Is(err, store.ErrConflict) {
-				n-- // somebody was faster: whose is it?
-				continue
-			}
-		}
+	for {
+		item, found, err := store.Get(ctx, d.opts.Store, keyNames+name)
 		if err != nil {
 			return 0, err
 		}
-		if string(item.Value) == name {
-			return vni, nil
+		if found {
+			return strconv.Atoi(string(item.Value))
+		}
+		vni, err := d.freeNumber(ctx, name)
+		if err != nil {
+			return 0, err
+		}
+		number := strconv.Itoa(vni)
+		_, err = d.opts.Store.Commit(ctx, store.Txn{
+			If:     []store.Condition{store.Absent(keyNames + name), store.Absent(keyNumbers + number)},
+			Writes: []store.Write{store.Put(keyNames+name, []byte(number)), store.Put(keyNumbers+number, []byte(name))},
+		})
+		if err == nil || !errors.Is(err, store.ErrConflict) {
+			return vni, err
+		}
+	}
+}
+
+func (d *Driver) freeNumber(ctx context.Context, name string) (int, error) {
+	for n := hash(d.opts.Bridge.ID, name); ; n++ {
+		vni := 1 + n%maxNumber
+		_, taken, err := store.Get(ctx, d.opts.Store, keyNumbers+strconv.Itoa(vni))
+		if err != nil || !taken {
+			return vni, err
 		}
 	}
 }

@@ -79,6 +79,7 @@ var (
 	_ network.Driver     = (*Driver)(nil)
 	_ network.Namespaces = (*Driver)(nil)
 	_ network.Balancer   = (*Driver)(nil)
+	_ network.Divider    = (*Driver)(nil)
 )
 
 // Open returns the driver of this node and adopts what an earlier one made. The
@@ -206,6 +207,17 @@ func (d *Driver) Ensure(ctx context.Context, n network.Network) error {
 	}
 	d.nets[n.Name] = &overlay{name: n.Name, whole: n.Subnets, index: index, link: link, way: way}
 	return d.join(n.Name)
+}
+
+// Gateways implements network.Divider: those of this node's slice.
+func (d *Driver) Gateways(name string) []netip.Addr {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	o := d.nets[name]
+	if o == nil {
+		return nil
+	}
+	return network.Network{Subnets: d.cut(o.whole, o.index)}.Gateways()
 }
 
 // Remove implements network.Driver: it gives the node's slice back too.

@@ -5,6 +5,7 @@ package overlay
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orchestrate-go/orchestrate/network"
+	"github.com/orchestrate-go/orchestrate/network/bridge"
 	"github.com/orchestrate-go/orchestrate/network/networktest"
 	"github.com/orchestrate-go/orchestrate/store/memory"
 )
@@ -114,6 +116,22 @@ func testTasksOfManyNodes(t *testing.T, mode Direct) {
 							t.Errorf("%s asks %s at %v: answered by %q, which saw %q, error %v; want %s and %v", from.id, to.id, addr, who, seen, err, to.id, from.addrs[i])
 						}
 					}
+				}
+			}
+			// Each node can serve names where it says that its tasks ask.
+			for _, h := range w.hosts {
+				gateways := h.d.Gateways("front")
+				if len(gateways) != len(front.Subnets) {
+					t.Errorf("%s has the gateways %v, want one for each of %v", h.name, gateways, front.Subnets)
+				}
+				for _, gw := range gateways {
+					check(t, in(h.ns, func() error {
+						l, err := net.Listen("tcp", netip.AddrPortFrom(gw, 53).String())
+						if err != nil {
+							return err
+						}
+						return l.Close()
+					}))
 				}
 			}
 			// A node's own processes reach tasks elsewhere too.
@@ -257,7 +275,9 @@ func TestClaims(t *testing.T) {
 	refused := 0
 	for i := range 20 {
 		wg.Go(func() {
-			d := &Driver{opts: Options{Store: s, Node: fmt.Sprintf("n%d", i), Underlay: netip.MustParseAddr("192.0.2.1")}}
+			// Bridge IDs tell the fleets of one machine apart, and need not be the
+			// same on all nodes.
+			d := &Driver{opts: Options{Bridge: bridge.Options{ID: fmt.Sprintf("id%d", i)}, Store: s, Node: fmt.Sprintf("n%d", i), Underlay: netip.MustParseAddr("192.0.2.1")}}
 			index, err := d.claim(t.Context(), "net", whole, hardware(d.opts.Node, "net"), underlay{})
 			vni, errVNI := d.number(t.Context(), "net")
 			mu.Lock()
