@@ -266,7 +266,9 @@ func (a *Agent) clear(ctx context.Context) error {
 	for _, c := range containers {
 		errs = append(errs, a.runtime.Remove(ctx, c.ID))
 	}
-	errs = append(errs, a.network.Purge(ctx))
+	if err := a.network.Purge(ctx); !errors.Is(err, etcd.ErrDenied) && !errors.Is(err, etcd.ErrUnauthenticated) {
+		errs = append(errs, err) // of a node that was expelled, Expel forgets the rest
+	}
 	binds, err := a.volumes.Binds(ctx)
 	errs = append(errs, err)
 	for _, b := range binds {

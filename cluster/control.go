@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
 	"net"
@@ -274,105 +273,6 @@ func (c *Control) Registrar() *identity.Registrar { return c.registrar }
 // A change of authority is to be made on each control plane in turn.
 func (c *Control) Keyring() *identity.Keyring { return c.keys }
 
-// NewToken makes the text of a token that one machine can join with as a node of
-// that name, or as any that is free when it is empty, within an hour. It is a
-// secret. [Control.Registrar] makes others.
-func (c *Control) NewToken(ctx context.Context, node string) (string, error) {
-	return c.newToken(ctx, identity.TokenOptions{Role: identity.Node, Name: node})
-}
-
-// NewClientToken makes the text of a token for [Dial]. Who joins with it may do
-// whatever a control plane may.
-func (c *Control) NewClientToken(ctx context.Context, name string) (string, error) {
-	return c.newToken(ctx, identity.TokenOptions{Role: identity.Control, Name: name})
-}
-
-func (c *Control) newToken(ctx context.Context, opts identity.TokenOptions) (string, error) {
-	t, err := c.registrar.NewToken(ctx, opts)
-	if err != nil {
-		return "", err
-	}
-	return t.Text(), nil
-}
-
-// Expel removes a node that will not come back, or must not: it is cut off from
-// the store at once, its certificate is not renewed, its part of the networks is
-// given back, and its tasks are replaced once it is silent; see
-// [orchestrate.Fleet.RemoveNode], which this calls again until the node's lease
-// has ended. Its name is free then. What runs on the machine runs on until
-// somebody stops it: end its agent with [Agent.Destroy] before, if it is
-// there. Calling Expel again after an error goes on with it.
-func (c *Control) Expel(ctx context.Context, node string) error {
-	id := identity.ID{Role: identity.Node, Name: node}
-	err := c.registrar.Revoke(ctx, id)
-	if errors.Is(err, identity.ErrUnknown) {
-		err = nil
-	}
-	for err == nil {
-		err = c.RemoveNode(ctx, node)
-		var alive *orchestrate.AliveError
-		if !errors.As(err, &alive) {
-			break
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("expel node %s: %w", node, context.Cause(ctx))
-		case <-time.After(200 * time.Millisecond): // its lease ends without it
-			err = nil
-		}
-	}
-	var unknown *orchestrate.NameError
-	if errors.As(err, &unknown) {
-		err = nil
-	}
-	if err == nil {
-		err = overlay.Forget(ctx, c.store, node)
-	}
-	if err == nil {
-		err = c.registrar.Forget(ctx, id)
-	}
-	if err != nil {
-		return fmt.Errorf("expel node %s: %w", node, err)
-	}
-	return nil
-}
-
-// Invite takes a further control plane in, which OpenControl then makes with the
-// invitation, this fleet's Authority, and Members that have it too. It has no
-// vote before it has caught up.
-func (c *Control) Invite(ctx context.Context, name string, address netip.Addr) (*embed.Invitation, error) {
-	return c.Replace(ctx, "", name, address)
-}
-
-// Replace removes a control plane that lost its folder or its machine and
-// invites another in its place, which may have its name; see [Control.Invite].
-func (c *Control) Replace(ctx context.Context, old, name string, address netip.Addr) (*embed.Invitation, error) {
-	invitation, err := c.replace(ctx, old, name, address)
-	if err != nil {
-		return nil, fmt.Errorf("invite control plane %q: %w", name, err)
-	}
-	return invitation, nil
-}
-
-func (c *Control) replace(ctx context.Context, old, name string, address netip.Addr) (*embed.Invitation, error) {
-	if err := errors.Join(checkName(identity.Control, name), checkAddr("address", address)); err != nil {
-		return nil, err
-	}
-	if err := c.access.Grant(ctx, identity.ID{Role: identity.Control, Name: name}); err != nil {
-		return nil, err
-	}
-	url := "https://" + at(address, c.opts.Ports.Peer)
-	if old == "" {
-		return c.etcd.Invite(ctx, name, url)
-	}
-	if old != name {
-		if err := c.access.Revoke(ctx, identity.ID{Role: identity.Control, Name: old}); err != nil {
-			return nil, err
-		}
-	}
-	return c.etcd.Replace(ctx, old, name, url)
-}
-
 // Close ends this control plane. The others go on if they are more than half;
 // tasks run on in any case. It returns why it had stopped by itself, if it had.
 // Closing twice is no error.
@@ -396,59 +296,3 @@ func (c *Control) release() error {
 	}
 	return errors.Join(errs...)
 }
-
-// The files of the authority.
-const (
-	fileAuthority    = "authority.pem"
-	fileAuthorityKey = "authority-key.pem"
-)
-
-// keepAuthority returns the authority that is kept in a folder, or keeps the one
-// that is given, or one of its own where there is none and it may.
-func keepAuthority(dir string, given *identity.Authority, own bool) (*identity.Authority, error) {
-	cert, err := os.ReadFile(filepath.Join(dir, fileAuthority))
-	switch {
-	case err == nil:
-		key, err := os.ReadFile(filepath.Join(dir, fileAuthorityKey))
-		if err != nil {
-			return nil, err
-		}
-		kept, err := identity.ParseAuthority(cert, key)
-		if err == nil && given != nil && !kept.Certificate().Equal(given.Certificate()) {
-			err = &OptionError{"Authority", "is not the one that this control plane began with; see Keyring to change it"}
-		}
-		return kept, err
-	case !errors.Is(err, fs.ErrNotExist):
-		return nil, err
-	case given == nil && !own:
-		return nil, &OptionError{"Authority", "is not set; a fleet that begins with several control planes needs the same on each: make one with identity.NewAuthority"}
-	case given == nil:
-		if given, err = identity.NewAuthority("orchestrate", authorityTTL); err != nil {
-			return nil, err
-		}
-	}
-	certPEM, keyPEM, err := given.Marshal()
-	if err != nil {
-		return nil, err
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	// The certificate last: it says that the key is there.
-	for _, file := range []struct {
-		name string
-		data []byte
-	}{{fileAuthorityKey, keyPEM}, {fileAuthority, certPEM}} {
-		path := filepath.Join(dir, file.name)
-		if err := os.WriteFile(path+".new", file.data, 0o600); err != nil {
-			return nil, err
-		}
-		if err := os.Rename(path+".new", path); err != nil {
-			return nil, err
-		}
-	}
-	return given, nil
-}
-
-// authorityTTL is for how long an authority of the fleet's own is good.
-const authorityTTL = 10 * 365 * 24 * time.Hour
