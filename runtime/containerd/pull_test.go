@@ -46,6 +46,40 @@ func startRegistry(t testing.TB, credentials *runtime.Credentials) string {
 	return strings.TrimPrefix(s.URL, "http://")
 }
 
+// startTokenRegistry runs a registry that wants a token for reading, which its
+// server of tokens gives for credentials (the Bearer scheme of the distribution
+// project's token specification).
+func startTokenRegistry(t testing.TB, credentials runtime.Credentials) string {
+	t.Helper()
+	const token = "a-token"
+	handler := registry.New(registry.Logger(discard()))
+	mux := http.NewServeMux()
+	s := httptest.NewServer(mux)
+	mux.HandleFunc("/token", func(w http.ResponseWriter, r *http.Request) {
+		user, password, _ := r.BasicAuth()
+		if user == "" { // containerd's client sends a form where it has a password
+			user, password = r.PostFormValue("username"), r.PostFormValue("password")
+		}
+		if (runtime.Credentials{Username: user, Password: password}) != credentials {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		io.WriteString(w, `{"token": "`+token+`", "access_token": "`+token+`"}`)
+	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		reads := r.Method == http.MethodGet || r.Method == http.MethodHead
+		if reads && r.Header.Get("Authorization") != "Bearer "+token {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="`+s.URL+`/token",service="test"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		handler.ServeHTTP(w, r)
+	})
+	t.Cleanup(s.Close)
+	return strings.TrimPrefix(s.URL, "http://")
+}
+
 // push puts a random image of two layers in a registry.
 func push(t testing.TB, ref string) v1.Image {
 	t.Helper()
@@ -219,6 +253,19 @@ func TestPullWithCredentials(t *testing.T) {
 		if _, err := rt.Pull(t.Context(), ref, opts); !errors.Is(err, runtime.ErrUnauthorized) {
 			t.Errorf("%s: got %v, want ErrUnauthorized", name, err)
 		}
+	}
+	tokens := startTokenRegistry(t, right)
+	push(t, tokens+"/private:1")
+	for name, given := range map[string]runtime.Credentials{"wrong": {Username: "user", Password: "guess"}, "right": right} {
+		_, err := rt.Pull(t.Context(), tokens+"/private:1", runtime.PullOptions{
+			Credentials: func(stdcontext.Context, string) (runtime.Credentials, error) { return given, nil },
+		})
+		if name == "right" && err != nil || name == "wrong" && !errors.Is(err, runtime.ErrUnauthorized) {
+			t.Errorf("%s credentials for a token: got %v", name, err)
+		}
+	}
+	if _, err := rt.Pull(t.Context(), tokens+"/private:1", runtime.PullOptions{Policy: runtime.PullAlways}); !errors.Is(err, runtime.ErrUnauthorized) {
+		t.Errorf("no credentials for a token: got %v, want ErrUnauthorized", err)
 	}
 	asked := 0
 	_, err := rt.Pull(t.Context(), ref, runtime.PullOptions{Credentials: func(_ stdcontext.Context, h string) (runtime.Credentials, error) {

@@ -2,20 +2,28 @@
 // are done from left to right; it exits with 0 after the last:
 //
 //	print=TEXT      a line on stdout
+//	flood=N         N numbered lines of 100 bytes each on stdout, as fast as it can
+//	cat=PATH        a file on stdout
+//	bind=ADDRESS    listens on a TCP address for a moment
 //	line=TEXT       a line at the end of /data/lines, on disk when it is done
 //	sleep=DURATION  wait
 //	eat=MIB         that much memory, touched
 //	has=TEXT        fails unless /data/lines has that line
 //	touch=PATH      makes a file
+//	link=TO PATH    makes a symbolic link
 //	fill=PATH       writes 4 MiB to a file
 //	get=URL         fails unless the answer's status is 200
 //	wait            for SIGTERM
+//	catch=NUMBER    the signal of that number, from now on
+//	await           for a signal that is caught
 //	stay            until SIGKILL
-//	serve           answer HTTP on port 8080 until SIGTERM, see serve
+//	serve           answer HTTP, and UDP with the hostname, on port 8080 until
+//	                SIGTERM, see serve
 //	exit=N          exit at once with that code
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -45,10 +53,30 @@ func main() {
 	}
 }
 
+var caught = make(chan os.Signal, 1)
+
 func do(ctx context.Context, word, value string) error {
 	switch word {
 	case "print":
 		fmt.Println(value)
+	case "flood":
+		n, err := strconv.Atoi(value)
+		if err != nil {
+			return err
+		}
+		return flood(n)
+	case "cat":
+		data, err := os.ReadFile(value)
+		if err == nil {
+			_, err = os.Stdout.Write(data)
+		}
+		return err
+	case "bind":
+		l, err := net.Listen("tcp", value)
+		if err != nil {
+			return err
+		}
+		return l.Close()
 	case "line":
 		return appendLine(value)
 	case "sleep":
@@ -74,6 +102,9 @@ func do(ctx context.Context, word, value string) error {
 		return err
 	case "touch":
 		return os.WriteFile(value, nil, 0o644)
+	case "link":
+		to, path, _ := strings.Cut(value, " ")
+		return os.Symlink(to, path)
 	case "fill":
 		return os.WriteFile(value, make([]byte, 4<<20), 0o644)
 	case "get":
@@ -87,6 +118,14 @@ func do(ctx context.Context, word, value string) error {
 		}
 	case "wait":
 		<-ctx.Done()
+	case "catch":
+		n, err := strconv.Atoi(value)
+		if err != nil {
+			return err
+		}
+		signal.Notify(caught, syscall.Signal(n))
+	case "await":
+		<-caught
 	case "stay":
 		for {
 			time.Sleep(time.Hour)
@@ -116,6 +155,16 @@ func appendLine(text string) error {
 		return err
 	}
 	return file.Sync()
+}
+
+func flood(n int) error {
+	out := bufio.NewWriterSize(os.Stdout, 64<<10)
+	for i := range n {
+		if _, err := fmt.Fprintf(out, "%099d\n", i+1); err != nil {
+			return err
+		}
+	}
+	return out.Flush()
 }
 
 var eaten [][]byte
@@ -237,6 +286,19 @@ func serve(ctx context.Context) error {
 		}
 		return "", err
 	})
+	datagrams, err := net.ListenPacket("udp", ":8080")
+	if err != nil {
+		return err
+	}
+	go func() {
+		for buf := make([]byte, 1); ; {
+			_, from, err := datagrams.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = datagrams.WriteTo([]byte(host), from)
+		}
+	}()
 	server := &http.Server{Addr: ":8080", Handler: mux}
 	ended := make(chan error, 1)
 	go func() { ended <- server.ListenAndServe() }()
@@ -245,6 +307,7 @@ func serve(ctx context.Context) error {
 		return err
 	case <-ctx.Done():
 	}
+	_ = datagrams.Close()
 	if err := server.Shutdown(context.Background()); err != nil {
 		return err
 	}
