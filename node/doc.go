@@ -6,8 +6,8 @@
 //	image → network namespace and address → volumes → secrets → init
 //	containers → containers → probes → ready → endpoint published
 //
-// and backwards when the task is to stop: endpoint withdrawn → drain delay →
-// stop signal → grace → SIGKILL → unmount, detach, delete. Every step is
+// and backwards when the task is to stop: endpoint withdrawn on all nodes →
+// drain delay → stop signal → grace → SIGKILL → unmount, detach, delete. Every step is
 // idempotent and named from the task's ID, so an agent that starts again
 // adopts what runs and finishes what was cut short; what no task owns any more
 // is removed. Containers run on while no agent does.

@@ -76,8 +76,9 @@ func TestAgentsTell(t *testing.T) {
 		"a liveness kill": {
 			runmem.Program{}, func(tm *orchestrate.Template) { tm.Containers[0].Liveness = custom("alive") },
 			func(m *machine, sw *switches) {
-				sw.set("alive", true)
-				time.Sleep(2500 * time.Millisecond)
+				for sw.set("alive", true); !slices.Contains(m.told("one"), "unhealthy liveness"); {
+					time.Sleep(100 * time.Millisecond)
+				}
 				sw.set("alive", false)
 				time.Sleep(time.Minute)
 			},
@@ -154,6 +155,7 @@ func TestWatchTellsAgentsEvents(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t)
 		m.agent()
+		synctest.Wait()
 		m.runtime.SetImage("img", runmem.Image{Program: runmem.Exits(time.Minute, 0)})
 		events, err := m.fleet.Watch(t.Context(), orchestrate.WatchOnly(orchestrate.EventFilter{Service: "sums"}))
 		if err != nil {

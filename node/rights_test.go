@@ -117,7 +117,7 @@ func TestRightsAreNarrow(t *testing.T) {
 			t.Errorf("a node may read %s", key)
 		}
 	}
-	for _, key := range []string{"/tasks/n1/x", "/frontends/default/web", "/networks/default", "/endpoints/n2/default/default/web/x", "/endpoints/n10/x"} {
+	for _, key := range []string{"/tasks/n1/x", "/frontends/default/web", "/networks/default", "/endpoints/n2/default/default/web/x", "/endpoints/n10/x", "/acks/n2", "/acks/n10", "/events/node/n2/1", "/events/leader/1-1", "/events/application/x"} {
 		if covers(write, key) {
 			t.Errorf("a node may write %s", key)
 		}

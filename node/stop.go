@@ -22,8 +22,12 @@ func (t *task) down(ctx context.Context) error {
 	t.enterLocked(record.Stopping)
 	t.mu.Unlock()
 
-	// Nothing new may arrive before the signal is sent.
-	if err := t.agent.traffic.withdrawn(ctx, t.rec.ID); err != nil {
+	// Nothing new may arrive before the signal is sent, from no node.
+	leave := t.agent.traffic.takeLeave
+	if !wasReady || t.expelled.Load() {
+		leave = t.agent.traffic.withdrawn
+	}
+	if err := leave(ctx, t.rec.ID); err != nil {
 		return err
 	}
 	if wasReady && !t.expelled.Load() && !sleep(ctx, t.tmpl.DrainDelay) {

@@ -28,11 +28,13 @@ type traffic struct {
 	wake      chan struct{}
 	frontends frontends
 	endpoints endpoints
+	acks      *acks
 
 	mu      sync.Mutex               // guards what follows, and both mirrors
 	local   map[string]localEndpoint // by task
 	waiting []change                 // not yet programmed
 	refused map[string]error         // frontends that cannot be programmed, by service
+	leaving map[string][]string      // keys of endpoints that wait for the other nodes, by task
 }
 
 // localEndpoint is a ready task of this node.
@@ -41,6 +43,7 @@ type localEndpoint struct {
 	addresses map[string][]netip.Addr
 	served    func(error) // told once it has traffic; nil when nobody asks
 	unready   bool        // it has a name, and no traffic
+	leaving   bool        // it is unready for good
 }
 
 // change waits for the next programming.
@@ -59,22 +62,25 @@ type frontends struct {
 
 type endpoints struct {
 	*traffic
-	all  map[string]remote // by key
-	seen bool
+	all     map[string]remote // by key
+	seen    bool
+	at      int64         // revision of the newest change
+	changed chan struct{} // closed and made anew with each change
 }
 
 type remote struct {
 	network, service string
+	revision         int64 // of the record
 	record.Endpoint
 }
 
 func newTraffic(a *Agent) *traffic {
 	t := &traffic{
 		agent: a, log: a.log, wake: make(chan struct{}, 1),
-		local: map[string]localEndpoint{}, refused: map[string]error{},
+		local: map[string]localEndpoint{}, refused: map[string]error{}, leaving: map[string][]string{}, acks: &acks{agent: a},
 	}
 	t.frontends = frontends{traffic: t, all: map[string]record.Frontend{}}
-	t.endpoints = endpoints{traffic: t, all: map[string]remote{}}
+	t.endpoints = endpoints{traffic: t, all: map[string]remote{}, changed: make(chan struct{})}
 	a.nets.onSpecs = t.kick
 	return t
 }
@@ -125,6 +131,7 @@ func (t *traffic) publish(e localEndpoint) {
 func (e *localEndpoint) record(addresses []netip.Addr) record.Endpoint {
 	rec := record.Endpoint{
 		Task: e.task.ID, Slot: e.task.Slot, Revision: e.task.Revision, Hash: e.task.Hash, Addresses: addresses, NotReady: e.unready,
+		Leaving: e.leaving,
 	}
 	if e.task.Fenced() {
 		rec.Name = record.SlotName(e.task.Service, e.task.Slot)
@@ -136,20 +143,22 @@ func (e *localEndpoint) record(addresses []netip.Addr) record.Endpoint {
 func (t *traffic) republish() {
 	t.mu.Lock()
 	local := maps.Clone(t.local)
+	t.acks.told = false
 	t.mu.Unlock()
 	for _, e := range local {
 		t.publish(e)
 	}
+	t.kick()
 }
 
 // withdraw takes a task's traffic away, and does not wait for it. The name of a
 // slot stays.
-func (t *traffic) withdraw(task string) { t.remove(task, false) }
+func (t *traffic) withdraw(task string) { t.remove(task, false, false) }
 
 // withdrawn takes a task's traffic away and returns when no new connection
 // goes to it from this node. The error is that ctx ended.
 func (t *traffic) withdrawn(ctx context.Context, task string) error {
-	done := t.remove(task, true)
+	done := t.remove(task, true, false)
 	if done == nil {
 		return nil
 	}
@@ -161,7 +170,10 @@ func (t *traffic) withdrawn(ctx context.Context, task string) error {
 	}
 }
 
-func (t *traffic) remove(task string, name bool) <-chan struct{} {
+// remove takes a task's traffic away, and its name with it if that is asked for.
+// With ask, the other nodes are asked to acknowledge it. The channel is closed
+// once this node has programmed it; nil when there is nothing to program.
+func (t *traffic) remove(task string, name, ask bool) <-chan struct{} {
 	t.mu.Lock()
 	e, ok := t.local[task]
 	if !ok {
@@ -182,10 +194,19 @@ func (t *traffic) remove(task string, name bool) <-chan struct{} {
 	}
 	c := change{service: service(e.task), task: task, done: make(chan struct{})}
 	t.waiting = append(t.waiting, c)
+	if ask && !e.unready {
+		for n := range e.addresses {
+			t.leaving[task] = append(t.leaving[task], endpointKey(t.agent.id(), n, &e.task))
+		}
+	}
 	t.mu.Unlock()
-	if keep {
+	switch {
+	case keep:
 		t.publish(e)
-	} else {
+	case ask && !e.unready:
+		e.unready, e.leaving = true, true
+		t.publish(e)
+	default:
 		for n := range e.addresses {
 			t.agent.out.delete(endpointKey(t.agent.id(), n, &e.task))
 		}
@@ -244,6 +265,7 @@ const refusedRetry = 2 * time.Second
 func (t *traffic) program(ctx context.Context) error {
 	t.mu.Lock()
 	rules, zones := t.rules(), t.zones()
+	revision, asked := t.endpoints.at, t.endpoints.asked()
 	waiting := t.waiting
 	t.waiting = nil
 	var served []localEndpoint
@@ -281,6 +303,7 @@ func (t *traffic) program(ctx context.Context) error {
 	}
 	changed := !maps.EqualFunc(refused, t.refused, func(a, b error) bool { return a.Error() == b.Error() })
 	t.refused = refused
+	t.acknowledge(revision, asked)
 	for _, c := range waiting {
 		close(c.done)
 	}
@@ -455,6 +478,9 @@ func (t *traffic) zones() []Zone {
 			fe := t.frontends.all[s]
 			zs := ZoneService{Namespace: ns, Name: name, Virtual: fe.Addresses[spec.Name]}
 			for _, e := range all[s][spec.Name] {
+				if e.Leaving && e.Name == "" {
+					continue
+				}
 				zs.Tasks = append(zs.Tasks, ZoneTask{Slot: e.Slot, Addresses: e.Addresses, Name: e.Name, Unready: e.NotReady})
 			}
 			for _, p := range fe.Ports {
@@ -515,9 +541,28 @@ func (e *endpoints) Reset(s store.Snapshot) error {
 		e.read(item)
 	}
 	e.seen = true
+	e.moved(s.Revision)
 	e.mu.Unlock()
 	e.kick()
 	return nil
+}
+
+// moved notes how new the mirror is. e.mu is held.
+func (e *endpoints) moved(revision int64) {
+	e.at = revision
+	close(e.changed)
+	e.changed = make(chan struct{})
+}
+
+// asked is the revision of the newest endpoint of another node that waits for an
+// acknowledgement; 0 when there is none. e.mu is held.
+func (e *endpoints) asked() (newest int64) {
+	for _, r := range e.all {
+		if r.Leaving && r.Node != e.agent.id() {
+			newest = max(newest, r.revision)
+		}
+	}
+	return newest
 }
 
 // Apply follows one commit. Those of this node change nothing here.
@@ -533,6 +578,7 @@ func (e *endpoints) Apply(b store.Batch) error {
 			foreign = e.read(c.Item) || foreign
 		}
 	}
+	e.moved(b.Revision)
 	e.mu.Unlock()
 	if foreign {
 		e.kick()
@@ -552,6 +598,6 @@ func (e *endpoints) read(item store.Item) bool {
 		return false
 	}
 	rec.Node = parts[0] // what the node may write under, whatever it says
-	e.all[item.Key] = remote{network: parts[1], service: parts[2] + "/" + parts[3], Endpoint: rec}
+	e.all[item.Key] = remote{network: parts[1], service: parts[2] + "/" + parts[3], revision: item.Revision, Endpoint: rec}
 	return rec.Node != e.agent.id()
 }

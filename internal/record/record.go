@@ -353,6 +353,9 @@ type Endpoint struct {
 	// has them; else empty. NotReady is an endpoint for the name alone.
 	Name     string `json:"name,omitempty"`
 	NotReady bool   `json:"notReady,omitempty"`
+	// Leaving is an endpoint, not ready, whose task stops as soon as the others have
+	// acknowledged that they send it nothing; see Ack.
+	Leaving bool `json:"leaving,omitempty"`
 }
 
 // Frontend is where a service is reached.
