@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -122,7 +121,7 @@ func (f *Fleet) change(ctx context.Context, stage func(*batch) error) error {
 // commit writes a batch with the events that tell of it.
 func (f *Fleet) commit(ctx context.Context, b *batch) error {
 	if len(b.events) > 0 {
-		key := record.Key(record.Kept, "application", rand.Text())
+		key := record.Key(record.Kept, "application", f.unique(b.Writes[0].Key))
 		b.Writes = append(b.Writes, store.Put(key, record.EncodeEvents(b.events)))
 	}
 	_, err := f.store.Commit(ctx, b.Txn)

@@ -3,12 +3,12 @@ package orchestrate
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/orchestrate-go/orchestrate/internal/control"
@@ -246,7 +246,7 @@ func (f *Fleet) Trigger(ctx context.Context, name string) (run string, err error
 	}
 	defer done()
 	ns, base := splitName(name)
-	id := rand.Text()
+	id := f.unique("trigger", strconv.FormatInt(f.triggers.Add(1), 10))
 	key := record.Key(record.Triggers, ns, base, id)
 	err = f.change(ctx, func(b *batch) error {
 		cron := record.Key(record.Crons, ns, base)

@@ -42,6 +42,8 @@ type Fleet struct {
 	cancels map[*context.CancelFunc]struct{}
 	removed map[string]bool // services that this fleet has removed
 	running sync.WaitGroup
+
+	triggers atomic.Int64 // made by this fleet, for their names
 }
 
 type options struct {

@@ -121,6 +121,9 @@ type target struct {
 	removed bool
 
 	reporting bool // a report of this target is being made
+
+	asked time.Duration // when the last probe ended
+	stop  func()        // ends the wait for a change of a Foreteller's answer; may be nil
 }
 
 // probe is one run of a checker.
@@ -237,6 +240,10 @@ func (m *Monitor) drop(id string) *target {
 	}
 	delete(m.targets, id)
 	e.removed = true
+	if e.stop != nil {
+		e.stop()
+		e.stop = nil
+	}
 	m.heap.remove(e)
 	if p := e.probe; p != nil {
 		p.cancel()

@@ -141,10 +141,31 @@ func (m *Monitor) run(ctx context.Context, e *target, p *probe) {
 	delete(m.hung, p) // a Remove during the report put it there
 	m.leave()
 	if !e.removed {
-		e.due = m.now() + e.check.Interval
-		m.schedule(e)
+		m.again(e)
 	}
 	m.startReady()
+}
+
+// again plans the next probe of e, whose last has just ended. m.mu is held.
+func (m *Monitor) again(e *target) {
+	e.asked = m.now()
+	f, ok := e.checker.(Foreteller)
+	if !ok || !e.settled() {
+		e.due = e.asked + e.check.Interval
+		m.schedule(e)
+		return
+	}
+	e.stop = f.Await(e.Target, e.check, func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if e.removed || e.stop == nil || m.phase == stopped {
+			return
+		}
+		e.stop = nil
+		missed := (m.now() - e.asked) / e.check.Interval
+		e.due = e.asked + (missed+1)*e.check.Interval
+		m.schedule(e)
+	})
 }
 
 // overrun counts a probe that is due while p still hangs, or has just been

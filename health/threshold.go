@@ -42,6 +42,9 @@ func (t *threshold) observe(healthy bool, failures, successes int) (changed bool
 	return true
 }
 
+// settled reports whether more outcomes like the last change nothing.
+func (t *threshold) settled() bool { return t.status != "" && t.row == 0 }
+
 // current is the status reached.
 func (t *threshold) current() Status {
 	if t.status == "" {

@@ -52,7 +52,7 @@ type Options struct {
 	Credentials func(ctx context.Context, host string) (runtime.Credentials, error)
 
 	// Dir holds the small files that tasks get, such as resolv.conf.
-	// Required.
+	// Required, unless the runtime is [runtime.Fileless].
 	Dir string
 	// LeaseTTL is how long after the agent's death its node counts as alive;
 	// default 5 s.
@@ -151,7 +151,7 @@ func New(s store.Store, opts Options) (*Agent, error) {
 		return nil, &OptionError{"store", "is nil; open one with store/bolt or store/etcd"}
 	case opts.Runtime == nil:
 		return nil, &OptionError{"Runtime", "is nil; open one with runtime/containerd"}
-	case opts.Dir == "":
+	case opts.Dir == "" && !fileless(opts.Runtime):
 		return nil, &OptionError{"Dir", "is empty; name a folder of the agent's own"}
 	case (opts.Network == nil) != (opts.Namespaces == nil):
 		return nil, &OptionError{"Network", "needs Namespaces, and the other way round"}

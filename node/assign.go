@@ -226,6 +226,10 @@ func (a *Agent) assign(ctx context.Context, rec record.Task, found *prior) {
 		}
 		t = newTask(a, rec, found)
 		a.tasks[rec.ID] = t
+		t.revision.Store(rec.Revision)
+		if rec.Stop != nil {
+			t.stop(rec.Stop.Reason) // before it runs: of what is to stop nothing is begun
+		}
 		if found.status == nil || !found.status.State.Final() {
 			a.wg.Go(func() { t.run(ctx) })
 		} else {

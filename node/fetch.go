@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/orchestrate-go/orchestrate/internal/moment"
 	"github.com/orchestrate-go/orchestrate/internal/record"
 	"github.com/orchestrate-go/orchestrate/runtime"
 )
@@ -24,7 +25,7 @@ func (t *task) fetch(ctx context.Context, next *record.Next) {
 	if t.endFetch != nil {
 		t.endFetch()
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancel(moment.About(ctx, t.rec.ID))
 	t.endFetch = cancel
 	t.mu.Unlock()
 	t.agent.wg.Go(func() {

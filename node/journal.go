@@ -1,9 +1,11 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -89,6 +91,9 @@ func (j *journal) open(ctx context.Context, s store.Store, mu *sync.Mutex) error
 	return nil
 }
 
+// waits reports whether there is something to tell. outbox.mu is held.
+func (j *journal) waits() bool { return j.sealed != nil || len(j.queue) > 0 }
+
 // next is the page to write now; nil when there is nothing to tell. outbox.mu is
 // held.
 func (j *journal) next() *page {
@@ -102,6 +107,8 @@ func (j *journal) next() *page {
 			Cause:   record.Cause{Actor: record.ActorAgent(j.node), Reason: record.ReasonOverflow}})
 		j.dropped = 0
 	}
+	// What tasks tell at one moment comes in the order of their goroutines.
+	slices.SortStableFunc(j.queue, func(a, b record.Event) int { return cmp.Or(a.At.Compare(b.At), cmp.Compare(a.Task, b.Task)) })
 	n := min(len(j.queue), maxPage)
 	events = append(events, j.queue[:n]...)
 	j.queue = j.queue[n:]

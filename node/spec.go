@@ -113,11 +113,20 @@ func (t *task) hostname() string {
 // files are the small files that every container of a task gets.
 type files struct{ resolv, hosts string }
 
+// fileless reports whether the containers of a runtime have no files.
+func fileless(r runtime.Runtime) bool {
+	_, ok := r.(runtime.Fileless)
+	return ok
+}
+
 func (a *Agent) filesDir(task string) string { return filepath.Join(a.opts.Dir, "tasks", task) }
 
 // writeFiles writes the task's resolv.conf and hosts. They are written in
 // place: containers that run have them mounted.
 func (t *task) writeFiles() (files, error) {
+	if fileless(t.agent.opts.Runtime) {
+		return files{resolv: "/resolv.conf", hosts: "/hosts"}, nil
+	}
 	dir := t.agent.filesDir(t.rec.ID)
 	f := files{resolv: filepath.Join(dir, "resolv.conf"), hosts: filepath.Join(dir, "hosts")}
 	if err := os.MkdirAll(dir, 0o755); err != nil {

@@ -1,15 +1,18 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/orchestrate-go/orchestrate/internal/moment"
 	"github.com/orchestrate-go/orchestrate/internal/record"
 	"github.com/orchestrate-go/orchestrate/store"
 )
@@ -140,6 +143,14 @@ func after(d time.Duration) <-chan time.Time {
 // flush writes everything that waits.
 func (o *outbox) flush(ctx context.Context) error {
 	for {
+		o.mu.Lock()
+		waiting := len(o.pending) > 0 || o.journal.waits()
+		o.mu.Unlock()
+		if waiting {
+			if err := moment.Settle(ctx, moment.Outbox, o.wake); err != nil {
+				return err
+			}
+		}
 		if err := o.journal.open(ctx, o.store, &o.mu); err != nil {
 			return err
 		}
@@ -152,10 +163,12 @@ func (o *outbox) flush(ctx context.Context) error {
 			o.settle(upTo)
 			return nil
 		}
-		// In the order in which they were queued, so that a status never
-		// appears before what it relies on.
+		// Of one task in the order in which they were queued, so that its status
+		// never appears before what it relies on. Between tasks, whose goroutines
+		// queue them in any order, by their names: so the same records make the
+		// same commits.
 		keys := slices.SortedFunc(maps.Keys(all), func(a, b string) int {
-			return int(all[a].seq) - int(all[b].seq)
+			return cmp.Or(cmp.Compare(subject(a), subject(b)), cmp.Compare(all[a].seq, all[b].seq))
 		})
 		for len(keys) > 0 || next != nil {
 			chunk := keys[:min(len(keys), maxWrites)]
@@ -175,6 +188,9 @@ func (o *outbox) flush(ctx context.Context) error {
 		o.settle(upTo)
 	}
 }
+
+// subject is the last part of a key: the task, of what is about one.
+func subject(key string) string { return key[strings.LastIndexByte(key, '/')+1:] }
 
 // commit writes records, and a page of the journal with them if there is one.
 func (o *outbox) commit(ctx context.Context, keys []string, all map[string]pending, told *page) error {

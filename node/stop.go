@@ -147,8 +147,8 @@ func (a *Agent) releaseOnce(ctx context.Context, id string, h *holdings) error {
 			errs = append(errs, err)
 		}
 	}
-	if err := os.RemoveAll(a.filesDir(id)); err != nil {
-		errs = append(errs, err)
+	if !fileless(a.opts.Runtime) {
+		errs = append(errs, os.RemoveAll(a.filesDir(id)))
 	}
 	return errors.Join(errs...)
 }

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/orchestrate-go/orchestrate"
+	"github.com/orchestrate-go/orchestrate/internal/moment"
 	"github.com/orchestrate-go/orchestrate/internal/record"
 	"github.com/orchestrate-go/orchestrate/network"
 	"github.com/orchestrate-go/orchestrate/runtime"
@@ -203,6 +204,7 @@ func (t *task) member(name string) *member {
 // everything it held is released, or when ctx ends: then its containers run
 // on, and the next agent adopts them.
 func (t *task) run(ctx context.Context) {
+	ctx = moment.About(ctx, t.rec.ID)
 	work, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stopWatch := make(chan struct{})

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/orchestrate-go/orchestrate/internal/moment"
 	"github.com/orchestrate-go/orchestrate/internal/record"
 	"github.com/orchestrate-go/orchestrate/network"
 	"github.com/orchestrate-go/orchestrate/store"
@@ -235,6 +236,9 @@ func (t *traffic) run(ctx context.Context) error {
 		case <-again:
 		}
 		again = nil
+		if err := moment.Settle(ctx, moment.Traffic, t.wake); err != nil {
+			return err
+		}
 		t.mu.Lock()
 		known := t.frontends.seen && t.endpoints.seen
 		t.mu.Unlock()

@@ -25,11 +25,26 @@ func KeepTold(ctx context.Context, lease Lease, sent time.Time, renewed func(sen
 	return keep(ctx, lease, sent, lease.TTL(), renewed)
 }
 
+// Keeper is implemented by leases that are renewed without being asked. [Keep]
+// and [KeepTold] then leave it to them.
+type Keeper interface {
+	// Keep returns when the lease is lost, with an error that is
+	// [ErrLeaseExpired] or [ErrClosed], or when ctx has ended, with its error.
+	// It calls renewed with the time of a renewal, as KeepTold does. A time that
+	// is yet to come says that the lease is renewed until then at least, unless
+	// an earlier one is told later. The lease counts as lost when patience has
+	// gone by since the last renewal.
+	Keep(ctx context.Context, patience time.Duration, renewed func(sent time.Time)) error
+}
+
 // keep renews lease, whose last renewal was sent at sent, and gives up once
 // patience has gone by since the last renewal that succeeded was sent. That is
 // on the safe side: the store counts from when it received it, which is later.
 // It calls renewed after each success, with the time at which it was sent.
 func keep(ctx context.Context, lease Lease, sent time.Time, patience time.Duration, renewed func(sent time.Time)) error {
+	if k, ok := lease.(Keeper); ok {
+		return k.Keep(ctx, patience, renewed)
+	}
 	const steps = 3 // renewals in one TTL, so that two may be lost
 	interval := lease.TTL() / steps
 	timer := time.NewTimer(interval)

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/orchestrate-go/orchestrate/internal/moment"
 	"github.com/orchestrate-go/orchestrate/internal/record"
 	"github.com/orchestrate-go/orchestrate/store"
 )
@@ -204,16 +205,19 @@ func (l *Loop) lead(ctx context.Context, fence store.Condition) (led bool, err e
 			waiting = append(waiting, f)
 		case <-wake.C:
 		case <-queue.ready:
-			arrived, open := queue.take()
-			for _, b := range arrived {
-				if b.Err != nil {
-					return led, fmt.Errorf("watch: %w", b.Err)
-				}
-				state.Apply(b, now())
+		}
+		if err := moment.Settle(ctx, moment.Planner, queue.ready); err != nil {
+			return led, context.Cause(ctx)
+		}
+		arrived, open := queue.take()
+		for _, b := range arrived {
+			if b.Err != nil {
+				return led, fmt.Errorf("watch: %w", b.Err)
 			}
-			if !open {
-				return led, fmt.Errorf("watch: %w", cmp.Or(context.Cause(ctx), store.ErrClosed))
-			}
+			state.Apply(b, now())
+		}
+		if !open {
+			return led, fmt.Errorf("watch: %w", cmp.Or(context.Cause(ctx), store.ErrClosed))
 		}
 	}
 }
