@@ -1,0 +1,39 @@
+// Package orchestratetest simulates a whole fleet in a unit test: the real
+// control planes, schedulers and agents, on a store, machines, containers and a
+// network that are simulated, in virtual time and with faults. A day of a fleet
+// takes a second, and is the same day each time.
+//
+//	func TestWebSurvivesItsNodes(t *testing.T) {
+//		orchestratetest.Run(t, orchestratetest.Scenario{
+//			For:     24 * time.Hour,
+//			Nodes:   []orchestratetest.NodeGroup{{Count: 5, Zones: []string{"a", "b"}}},
+//			Objects: []orchestrate.Object{web},
+//			Script: []orchestratetest.Step{
+//				{At: time.Hour, Do: orchestratetest.NodeDies{Node: "n1", For: 10 * time.Minute}},
+//			},
+//			Random: orchestratetest.Random{Every: time.Minute},
+//			Always: []orchestratetest.Invariant{
+//				orchestratetest.Always("there is always one", func(v *orchestratetest.View) error { … }),
+//			},
+//		})
+//	}
+//
+// A [Scenario] is data: the fleet, what the application does and what fails, at
+// moments that are given ([Step]) or drawn from a seed ([Random]), and what must
+// hold. [Run] returns a [Report] with a hash of all that happened: the same
+// scenario has the same hash, whatever the machine does meanwhile, with the race
+// detector or without.
+//
+// # What is real
+//
+// Everything that decides: package orchestrate and its planner, the scheduler
+// with the strategies of [Scenario.Options], the agents of package node with the
+// drivers that [Scenario.Agent] gives them, elections, leases, rollouts, health
+// monitors, autoscalers. What they meet is simulated. Things that happen at the
+// same moment are let happen one after another, in an order that follows from
+// what they are about, so nothing depends on how Go runs its goroutines.
+//
+// A driver of your own is called by many goroutines, as it is by an agent. As long
+// as what it answers does not depend on the order of calls at one moment, runs
+// are the same; it must not wait for anything outside the test.
+package orchestratetest

@@ -1,0 +1,183 @@
+package orchestratetest
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/orchestrate-go/orchestrate/store"
+)
+
+// lease is one whose holder renews it for as long as it can, without an event
+// for each renewal: when the holder is cut off, or dies, the lease lasts as long
+// as it would if the last renewal had been sent at its time, a third of the TTL
+// after the one before.
+type lease struct {
+	client client
+	id     store.LeaseID
+	ttl    time.Duration
+
+	// Guarded by world.mu.
+	keys    map[string]struct{}
+	over    bool
+	expiry  *due      // at the store, while nothing renews it
+	kept    bool      // its holder is in Keep
+	began   time.Time // of Keep
+	renewed time.Time // when the last renewal arrived, while none does
+	news    chan time.Time
+}
+
+var (
+	_ store.Lease  = (*lease)(nil)
+	_ store.Keeper = (*lease)(nil)
+)
+
+// always is a renewal that lasts until another is told.
+const always = 100 * 365 * 24 * time.Hour
+
+func (s *shared) grant(c client, ttl time.Duration) *lease {
+	s.world.granted++
+	l := &lease{client: c, id: store.LeaseID(fmt.Sprintf("%s.%d", c.actor.id, s.world.granted)), ttl: ttl,
+		keys: map[string]struct{}{}, news: make(chan time.Time, 1), renewed: time.Now()}
+	s.leases[l.id] = l
+	c.actor.leases = append(slices.DeleteFunc(c.actor.leases, func(l *lease) bool { return l.over }), l)
+	l.countdown()
+	return l
+}
+
+// countdown has the lease expire its TTL after the last renewal. mu is held.
+func (l *lease) countdown() {
+	w := l.client.world
+	w.cancel(l.expiry)
+	l.expiry = w.after(time.Until(l.renewed.Add(l.ttl)), -1, "lease "+string(l.id), func() { l.end() })
+}
+
+// end deletes what is under the lease, in one commit. mu is held.
+func (l *lease) end() {
+	s := l.client.shared
+	if l.over {
+		return
+	}
+	l.over = true
+	s.world.cancel(l.expiry)
+	delete(s.leases, l.id)
+	var txn store.Txn
+	for _, key := range slices.Sorted(maps.Keys(l.keys)) {
+		txn.Writes = append(txn.Writes, store.Delete(key))
+		delete(s.leased, key)
+	}
+	l.keys = map[string]struct{}{}
+	for chunk := range slices.Chunk(txn.Writes, store.MaxTxnOps) {
+		if _, err := s.commit(s.world.self, store.Txn{Writes: chunk}); err != nil {
+			panic("orchestratetest: expiry of a lease: " + err.Error()) // deletions without conditions
+		}
+	}
+	l.tell(time.Time{})
+}
+
+// tell tells the holder of a renewal. mu is held.
+func (l *lease) tell(sent time.Time) {
+	select {
+	case <-l.news:
+	default:
+	}
+	l.news <- sent
+}
+
+// ID is store.Lease's.
+func (l *lease) ID() store.LeaseID { return l.id }
+
+// TTL is store.Lease's.
+func (l *lease) TTL() time.Duration { return l.ttl }
+
+// KeepAlive is store.Lease's.
+func (l *lease) KeepAlive(ctx context.Context) error {
+	return l.client.call(ctx, doing, "keepalive", func() error {
+		if l.over {
+			return store.ErrLeaseExpired
+		}
+		l.renewed = time.Now()
+		l.countdown()
+		return nil
+	})
+}
+
+// Revoke is store.Lease's.
+func (l *lease) Revoke(ctx context.Context) error {
+	return l.client.call(ctx, committing, "revoke", func() error {
+		l.end()
+		return nil
+	})
+}
+
+// Keep is store.Keeper's.
+func (l *lease) Keep(ctx context.Context, patience time.Duration, renewed func(time.Time)) error {
+	w := l.client.world
+	w.mu.Lock()
+	l.began, l.kept = time.Now(), true
+	l.follow()
+	w.mu.Unlock()
+	defer func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		l.kept = false
+		if !l.over {
+			l.lose()
+		}
+	}()
+	var lost <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-lost:
+			return fmt.Errorf("%w: no renewal for %v: %w", store.ErrLeaseExpired, patience, errLost)
+		case sent := <-l.news:
+			if sent.IsZero() {
+				return store.ErrLeaseExpired
+			}
+			renewed(sent)
+			lost = nil
+			if d := time.Until(sent.Add(patience)); d < always/2 {
+				lost = time.After(d)
+			}
+		}
+	}
+}
+
+// follow has the lease go by whether its holder reaches the store. mu is held.
+func (l *lease) follow() {
+	switch a := l.client.actor; {
+	case l.over:
+		l.tell(time.Time{})
+	case !l.kept:
+	case a.dead || a.cut || a.hung:
+		l.lose()
+		l.tell(l.renewed)
+	default:
+		l.client.world.cancel(l.expiry)
+		l.expiry = nil
+		l.renewed = time.Time{}
+		l.tell(time.Now().Add(always))
+	}
+}
+
+// lose starts the countdown of a lease that was renewed until now. mu is held.
+func (l *lease) lose() {
+	if l.expiry != nil {
+		return
+	}
+	step := l.ttl / 3
+	l.renewed = l.began.Add(time.Since(l.began) / step * step)
+	l.countdown()
+}
+
+// connect has the leases of an actor go by what has become of it. mu is held.
+func (w *world) connect(a *actor) {
+	a.leases = slices.DeleteFunc(a.leases, func(l *lease) bool { return l.over })
+	for _, l := range a.leases {
+		l.follow()
+	}
+}
