@@ -30,14 +30,16 @@ type Forecast struct {
 	// Took is the time it would take at least: monitor windows, and deadlines
 	// that pass.
 	Took time.Duration `json:"took"`
-	// Approximate says that tasks would wait for room that others give up, or for
-	// their predecessors to stop. Which of them gets which room then depends on the
-	// order in which nodes come to it: what becomes of the services may differ from
-	// what is said here, where they compete for the last room, and the nodes of
-	// such tasks may. Without it, tasks go where it is said.
+	// Approximate says that which task gets which room depends on the order in
+	// which nodes come to what they are told: where several services move at a time,
+	// where tasks wait for room that others give up, or where it turns out so. Then
+	// the nodes of tasks that are [PlannedTask.Likely] may differ from what is said
+	// here and, where they compete for the last room, what becomes of the services.
+	// Without it, tasks go where it is said, as long as each stops within the monitor
+	// window of what takes its place.
 	Approximate bool `json:"approximate,omitempty"`
 	// Open says that something would still go on then: what waits for a call,
-	// such as a promotion, or comes again and again.
+	// such as a promotion, or for another, or comes again and again.
 	Open bool `json:"open,omitempty"`
 }
 
@@ -48,13 +50,19 @@ type PlannedService struct {
 	Asked    bool   `json:"asked"`   // its spec changes; else it would be affected, or is under way
 	Kept     int    `json:"kept"`    // tasks that nothing happens to
 	Revision int64  `json:"revision,omitempty"`
-	// Outcome of its rollout, [RolloutWaiting] when that waits for a call, or of a
-	// job's run, whose number Revision then is; empty when that would go on, or
-	// there is none.
+	// Outcome of its rollout, [RolloutWaiting] when that waits for a call or for
+	// what is in Waiting, or of a job's run, whose number Revision then is; empty
+	// when that would go on, or there is none.
 	Outcome Outcome       `json:"outcome,omitempty"`
 	Reason  Reason        `json:"reason,omitempty"`
 	Message string        `json:"message,omitempty"`
 	Tasks   []PlannedTask `json:"tasks,omitempty"`
+	// WaitsFor is what it depends on that does not hold at first. Waiting is what of
+	// that does not come to hold by what can be foreseen, such as a job that goes on
+	// for who knows how long: when its tasks start is not known then, and Tasks are
+	// what would happen once it holds; see [PlannedTask.Then].
+	WaitsFor []Unmet `json:"waitsFor,omitempty"`
+	Waiting  []Unmet `json:"waiting,omitempty"`
 	// Unplaced is the scheduler's decision about replicas that would have no
 	// place, with what would help. Blocked says why there would be none in words,
 	// also where that is not the scheduler's doing, such as a missing network.
@@ -103,6 +111,11 @@ type PlannedTask struct {
 	Decision *scheduler.Decision `json:"decision,omitempty"`
 	// After is when it would happen, at the earliest, from the beginning.
 	After time.Duration `json:"after"`
+	// Likely says that To may be another node; see Forecast.Approximate.
+	Likely bool `json:"likely,omitempty"`
+	// Then says that it happens only once what is waited for holds, which nobody
+	// knows when: After counts as if that were at once.
+	Then bool `json:"then,omitempty"`
 }
 
 func (t *PlannedTask) what() string {
@@ -182,10 +195,14 @@ func readRehearsed(r *control.Rehearsed, now time.Time) PlannedService {
 	default:
 		s.Outcome = RolloutRemoved
 	}
+	s.WaitsFor, s.Waiting = readUnmet(r.Awaited), readUnmet(r.Waiting)
+	if s.Waiting != nil {
+		s.Outcome, s.Reason, s.Message = RolloutWaiting, "", waitsFor(s.Waiting)
+	}
 	for _, step := range r.Steps {
 		s.Tasks = append(s.Tasks, PlannedTask{
 			Action: TaskAction(step.Kind), Slot: step.Slot, Task: step.Task, From: step.From, To: step.To,
-			Cause: Cause(step.Cause), Decision: step.Decision, After: step.At.Sub(now),
+			Cause: Cause(step.Cause), Decision: step.Decision, After: step.At.Sub(now), Likely: step.Likely, Then: step.Then,
 		})
 	}
 	return s
@@ -263,7 +280,7 @@ func (f *Forecast) String() string {
 		b.WriteString(", and goes on then")
 	}
 	if f.Approximate {
-		b.WriteString("; tasks wait for room, so where exactly they go may differ")
+		b.WriteString("; some tasks (~) may go elsewhere, as nodes come to it")
 	}
 	b.WriteByte('\n')
 	return b.String()
@@ -298,6 +315,13 @@ func (s *PlannedService) write(b *strings.Builder) {
 		b.WriteString("; its spec does not change")
 	}
 	b.WriteByte('\n')
+	for _, u := range s.WaitsFor {
+		when := "which comes to hold"
+		if slices.ContainsFunc(s.Waiting, func(w Unmet) bool { return w.Dependency == u.Dependency }) {
+			when = "for how long is not known"
+		}
+		fmt.Fprintf(b, "  waits: %s; %s\n", u, when)
+	}
 	w := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
 	for i, t := range s.Tasks {
 		if i == maxTasksShown {
@@ -311,7 +335,14 @@ func (s *PlannedService) write(b *strings.Builder) {
 		if t.Decision != nil && t.Decision.Winner != nil {
 			why += fmt.Sprintf(", best of %d", t.Decision.Evaluated)
 		}
-		fmt.Fprintf(w, "  %d\t%s\t%s\n", t.Slot, t.what(), why)
+		what := t.what()
+		if t.Likely {
+			what += " ~"
+		}
+		if t.Then {
+			what = "then " + what
+		}
+		fmt.Fprintf(w, "  %d\t%s\t%s\n", t.Slot, what, why)
 	}
 	w.Flush() // into a strings.Builder, which does not fail
 	if s.Blocked != "" {

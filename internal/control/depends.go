@@ -144,6 +144,9 @@ func (v *view) gated() (deps []Dependency, open bool) {
 // depend has the view wait for what its revision depends on.
 func (s *State) depend(svc *service, v *view) {
 	deps, open := v.gated()
+	if svc.supposed {
+		deps, open = nil, true
+	}
 	unmet, b := s.await(svc, deps)
 	v.unmet, v.cleared = unmet, open || deps != nil && unmet == nil
 	if v.blocked == nil {
@@ -176,7 +179,7 @@ func (s *State) dependJob(svc *service, v *jobView) {
 	}
 	var deps []Dependency
 	begun := r.Done.Len()+r.Failed.Len()+len(r.Tries) > 0 || slices.ContainsFunc(v.tasks, v.mine)
-	if !r.Cleared && !begun {
+	if !r.Cleared && !begun && !svc.supposed {
 		deps = v.work.DependsOn
 	}
 	var b *blocked

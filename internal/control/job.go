@@ -187,6 +187,7 @@ func (s *State) planJob(svc *service, p *Plan) {
 	}
 	_, v.blocked = s.front(svc, &j.work.Workload, j.invalid)
 	s.dependJob(svc, v)
+	v.unending = v.unending || s.rehearsed && len(v.run.Waiting) > 0
 	v.decide()
 
 	work := j.work.Workload

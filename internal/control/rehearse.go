@@ -20,6 +20,9 @@ import (
 // stay so. What it says is therefore the best that can come of a change: where
 // tasks go, and what there is no room for.
 //
+// What waits for another that does not come to hold is supposed, in the end, to
+// wait no more: what would happen then is told apart.
+//
 // Jobs that were asked for are played to their end: each of their tasks completes
 // at once, so at most Parallelism of them take room at a time. When the tasks of
 // other jobs end nobody knows, so they are taken to go on, but for those whose
@@ -38,9 +41,8 @@ type Rehearsal struct {
 	// Took is the time that would pass at least: of the monitor windows, and of
 	// deadlines that pass.
 	Took time.Duration
-	// Approximate says that tasks wait for room that others give up, or for their
-	// predecessors to stop: who gets which room depends on the order in which
-	// agents come to it, which is not known.
+	// Approximate says that who gets which room depends on the order in which
+	// agents come to what they are told, which is not known; see sure.go.
 	Approximate bool
 	// Open says that something was still going on at the end, which was set to it.
 	Open bool
@@ -54,8 +56,11 @@ type Rehearsed struct {
 	// Rollout is how its rollout would stand; nil when it would be gone.
 	Rollout *record.Rollout
 	Run     *record.Run // of a job in its place
-	Kept    int         // tasks that nothing happens to
-	Steps   []Step
+	// Awaited is what its tasks wait for at first, and Waiting what of that does
+	// not come to hold, so that nobody knows when they start; see Step.Then.
+	Awaited, Waiting []record.Unmet
+	Kept             int // tasks that nothing happens to
+	Steps            []Step
 	// Unplaced is the scheduler's decision about replicas that would have no
 	// place, and Blocked what else they would lack, in its words.
 	Unplaced *scheduler.Decision
@@ -84,6 +89,10 @@ type Step struct {
 	// Decision is the scheduler's about the new task.
 	Decision *scheduler.Decision
 	At       time.Time
+	// Likely says that it may go to another node.
+	Likely bool
+	// Then says that it happens once what is waited for holds.
+	Then bool
 }
 
 // Room is what a node has, before and after.
@@ -108,15 +117,15 @@ type RehearseOptions struct {
 // maxRounds bounds a rehearsal that does not come to rest.
 const maxRounds = 100_000
 
-// Rehearse plays change through, beginning at now. The state has been loaded,
-// and is used up.
-func (s *State) Rehearse(change []store.Write, now time.Time, opts RehearseOptions) Rehearsal {
-	r := &rehearsal{state: s, now: now, cast: map[string]*cast{}, unready: map[*task]bool{}, ended: map[string]bool{}}
+// rehearse plays change through, in an order.
+func (s *State) rehearse(change []store.Write, now time.Time, opts RehearseOptions, order order) (Rehearsal, *rehearsal) {
+	r := &rehearsal{state: s, now: now, cast: map[string]*cast{}, unready: map[*task]bool{}, ended: map[string]bool{}, then: map[string]bool{},
+		sureness: sureness{order: order, placers: map[string]bool{}, movers: map[string]bool{}, later: map[string]bool{}}}
 	s.rehearsed = true
-	r.begin()
 	for _, key := range opts.Services {
 		r.of(key).asked = true
 	}
+	r.begin()
 	before := s.room()
 	r.write(change)
 	r.workOff()
@@ -132,8 +141,8 @@ func (s *State) Rehearse(change []store.Write, now time.Time, opts RehearseOptio
 			}
 		}
 	}
-	open := r.play(now.Add(horizon + s.longest()))
-	out := Rehearsal{Events: r.events, Took: r.moved.Sub(now), Open: open, Approximate: r.approximate}
+	open := r.play(horizon + s.longest())
+	out := Rehearsal{Events: r.events, Took: r.moved.Sub(now), Open: open}
 	for _, key := range slices.Sorted(maps.Keys(r.cast)) {
 		if c := r.cast[key]; c.asked || c.steps() {
 			out.Services = append(out.Services, r.ending(key, c))
@@ -150,7 +159,7 @@ func (s *State) Rehearse(change []store.Write, now time.Time, opts RehearseOptio
 		room.FreeBefore, room.TasksBefore = before[id].FreeAt, before[id].TasksAt
 		out.Nodes = append(out.Nodes, room)
 	}
-	return out
+	return out, r
 }
 
 // rehearsal is one on its way.
@@ -162,22 +171,28 @@ type rehearsal struct {
 	events []Event
 	// unready are the tasks that may need an answer.
 	unready map[*task]bool
-	// approximate is Rehearsal's.
-	approximate bool
-	going       map[string]bool // tasks that had been told to stop before, by ID
-	ended       map[string]bool // tasks of jobs that have ended by themselves, by ID
+	going   map[string]bool // tasks that had been told to stop before, by ID
+	ended   map[string]bool // tasks of jobs that have ended by themselves, by ID
+	// supposing says that something was supposed to hold, and then which tasks
+	// were placed, or told to stop, since, by ID.
+	supposing bool
+	then      map[string]bool
+	sureness
 }
 
 // cast is who takes part of a service.
 type cast struct {
-	asked  bool
-	job    bool
-	kept   int              // tasks of a job that were there before and completed
-	placed map[string]Event // new tasks, by ID
-	gone   []Event          // why tasks that were there before go
-	left   map[string]bool  // whose events are in gone
-	sized  map[string]Event // tasks that are changed in place, by ID
-	no     *scheduler.Decision
+	asked bool
+	job   bool
+	// awaited is what it waits for at first, and waiting what was then supposed to
+	// hold.
+	awaited, waiting []record.Unmet
+	kept             int              // tasks of a job that were there before and completed
+	placed           map[string]Event // new tasks, by ID
+	gone             []Event          // why tasks that were there before go
+	left             map[string]bool  // whose events are in gone
+	sized            map[string]Event // tasks that are changed in place, by ID
+	no               *scheduler.Decision
 }
 
 func (c *cast) steps() bool { return len(c.placed)+len(c.gone)+len(c.sized) > 0 || c.no != nil }
@@ -194,7 +209,10 @@ func (r *rehearsal) of(service string) *cast {
 // begin looks at what is going on already.
 func (r *rehearsal) begin() {
 	r.moved, r.going = r.now, map[string]bool{}
-	for _, svc := range r.state.services {
+	for key, svc := range r.state.services {
+		if w := svc.waits(); w != nil {
+			r.of(key).awaited = w
+		}
 		for _, t := range svc.tasks {
 			switch {
 			case t.rec.Stop != nil:
@@ -258,7 +276,9 @@ func (r *rehearsal) write(writes []store.Write) {
 
 // play goes on until nothing is due before the end, and reports whether
 // something would still be.
-func (r *rehearsal) play(end time.Time) (open bool) {
+func (r *rehearsal) play(horizon time.Duration) (open bool) {
+	end := r.now.Add(horizon)
+	r.restless = r.unsteady()
 	for range maxRounds {
 		p := r.state.Plan(r.now)
 		for i := range p.Events {
@@ -268,6 +288,12 @@ func (r *rehearsal) play(end time.Time) (open bool) {
 			r.moved = r.now
 		}
 		r.write(p.Writes)
+		r.restless = true
+		for key, c := range r.cast {
+			if svc := r.state.services[key]; c.asked && c.awaited == nil && svc != nil {
+				c.awaited = svc.waits()
+			}
+		}
 		for _, w := range p.Writes {
 			if key, ok := strings.CutPrefix(w.Key, record.Tasks); ok && !w.Delete {
 				r.unready[r.state.tasks[key]] = true
@@ -278,10 +304,11 @@ func (r *rehearsal) play(end time.Time) (open bool) {
 			continue
 		}
 		switch {
-		case p.Wake.IsZero():
-			return r.unsettled()
-		case p.Wake.After(end):
-			return r.unsettled()
+		case p.Wake.IsZero(), p.Wake.After(end):
+			if !r.suppose() {
+				return r.supposing || r.unsettled()
+			}
+			end = r.now.Add(horizon)
 		case p.Wake.After(r.now):
 			r.now = p.Wake
 		}
@@ -307,7 +334,7 @@ func (r *rehearsal) unsettled() bool {
 
 // answer is what the agents say to what they were told.
 func (r *rehearsal) answer() []store.Write {
-	var writes []store.Write
+	var answers []answer
 	for _, t := range slices.SortedFunc(maps.Keys(r.unready), func(a, b *task) int { return cmp.Compare(a.rec.ID, b.rec.ID) }) {
 		key := t.rec.Node + "/" + t.rec.ID
 		if r.state.tasks[key] != t || t.over() {
@@ -329,7 +356,6 @@ func (r *rehearsal) answer() []store.Write {
 			continue // it has its reasons
 		case r.completes(t):
 			st.State = record.Completed
-			r.complete(t)
 		case st.State == record.Ready && !t.inForce():
 			st.InForce, st.InForceSince = t.rec.Hash, r.now
 		case st.State == record.Ready:
@@ -338,8 +364,17 @@ func (r *rehearsal) answer() []store.Write {
 		default:
 			st.State, st.Ready = record.Ready, r.now
 		}
-		delete(r.unready, t)
-		writes = append(writes, store.Put(record.Statuses+key, encode(st)))
+		answers = append(answers, answer{t, key, st})
+	}
+	var writes []store.Write
+	for _, a := range r.order.next(answers) {
+		if delete(r.unready, a.task); a.status.State.Final() {
+			r.movers[a.task.service.key] = true
+		}
+		if a.status.State == record.Completed {
+			r.complete(a.task)
+		}
+		writes = append(writes, store.Put(record.Statuses+a.key, encode(a.status)))
 	}
 	return writes
 }
@@ -368,10 +403,7 @@ func (r *rehearsal) hear(e *Event) {
 	case TaskPlaced:
 		c.placed[e.Task] = *e
 		c.no = nil
-		if svc := r.state.services[e.Namespace+"/"+e.Service]; svc != nil {
-			waited := svc.rollout != nil && svc.rollout.Unplaced != "" || svc.job != nil && svc.job.run != nil && svc.job.run.Unplaced != ""
-			r.approximate = r.approximate || waited || svc.work.Update.StopFirst && strings.HasPrefix(e.Cause.Trigger, "task/")
-		}
+		r.moves(e)
 	case TaskStopping, TaskDeleted:
 		if r.ended[e.Task] {
 			break
@@ -385,19 +417,22 @@ func (r *rehearsal) hear(e *Event) {
 	case TaskResized:
 		if _, new := c.placed[e.Task]; !new {
 			c.sized[e.Task] = *e
-			// Whether there is room to grow in depends on what others have done by
-			// then.
-			r.approximate = r.approximate || len(r.cast) > 1
 		}
+		r.moves(e)
 	case TaskUnplaced:
 		c.no = e.Decision
-		r.approximate = true
+		r.placers[e.Namespace+"/"+e.Service] = true
+	case DependencyMet:
+		r.met(e.Namespace + "/" + e.Service)
+	}
+	if r.supposing && e.Task != "" {
+		r.then[e.Task] = true
 	}
 }
 
 // ending is what has become of a service.
 func (r *rehearsal) ending(key string, c *cast) Rehearsed {
-	out := Rehearsed{Asked: c.asked, Job: c.job, Kept: c.kept}
+	out := Rehearsed{Asked: c.asked, Job: c.job, Kept: c.kept, Awaited: c.awaited, Waiting: c.waiting}
 	out.Namespace, out.Name, _ = strings.Cut(key, "/")
 	if svc := r.state.services[key]; svc != nil {
 		out.Rollout = svc.rollout
@@ -407,7 +442,7 @@ func (r *rehearsal) ending(key string, c *cast) Rehearsed {
 			switch {
 			case !t.live() || new:
 			case sized:
-				out.Steps = append(out.Steps, Step{Kind: StepResize, Slot: e.Slot, Task: e.Task, From: e.Node, To: e.Node, Cause: e.Cause, At: e.At})
+				out.Steps = append(out.Steps, r.step(Step{Kind: StepResize, Slot: e.Slot, Task: e.Task, From: e.Node, To: e.Node, Cause: e.Cause, At: e.At}, &e))
 			default:
 				out.Kept++
 			}
@@ -431,10 +466,11 @@ func (r *rehearsal) ending(key string, c *cast) Rehearsed {
 		bySlot[e.Slot] = e
 	}
 	for _, e := range c.gone {
-		step := Step{Kind: StepStop, Slot: e.Slot, Task: e.Task, From: e.Node, Cause: e.Cause, At: e.At}
+		step := r.step(Step{Kind: StepStop, Slot: e.Slot, Task: e.Task, From: e.Node, Cause: e.Cause, At: e.At}, nil)
 		if next, ok := bySlot[e.Slot]; ok {
 			delete(bySlot, e.Slot)
 			step.Kind, step.To, step.Decision = StepReplace, next.Node, next.Decision
+			step = r.step(step, &next)
 			if step.From != step.To {
 				step.Kind = StepMove
 			}
@@ -445,7 +481,7 @@ func (r *rehearsal) ending(key string, c *cast) Rehearsed {
 		out.Steps = append(out.Steps, step)
 	}
 	for _, e := range bySlot {
-		step := Step{Kind: StepStart, Slot: e.Slot, To: e.Node, Cause: e.Cause, Decision: e.Decision, At: e.At}
+		step := r.step(Step{Kind: StepStart, Slot: e.Slot, To: e.Node, Cause: e.Cause, Decision: e.Decision, At: e.At}, &e)
 		if old := r.state.lostOf(key, e.Slot); old != nil { // which was told nothing: it may come back
 			step.Kind, step.Task, step.From = StepMove, old.rec.ID, old.rec.Node
 		}
@@ -455,6 +491,16 @@ func (r *rehearsal) ending(key string, c *cast) Rehearsed {
 		return cmp.Or(cmp.Compare(a.Slot, b.Slot), cmp.Compare(a.Task, b.Task))
 	})
 	return out
+}
+
+// step completes a step with what is known of its tasks; to is that the new one
+// was placed, or the same one changed, nil if there is none.
+func (r *rehearsal) step(s Step, to *Event) Step {
+	s.Then = s.Then || r.then[s.Task]
+	if to != nil {
+		s.Then, s.Likely = s.Then || r.then[to.Task], r.later[to.Task]
+	}
+	return s
 }
 
 // room is what the nodes have.

@@ -213,6 +213,7 @@ func (v *view) judge(st standing, hopeless bool) {
 		v.fail(record.WhyFailures, "trying again cannot help: "+r.Failure.Message)
 	case r.Failures >= u.MaxFailures && giveUp:
 		v.fail(record.WhyFailures, fmt.Sprintf("%d tasks failed in a row: %s", r.Failures, r.Failure.Message))
+	case v.rehearsed && v.unmet != nil: // nobody knows for how long; see suppose
 	case v.now.Before(deadline):
 		v.wakeAt(deadline)
 	case v.blocked != nil:

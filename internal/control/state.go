@@ -104,6 +104,8 @@ type service struct {
 
 	timer timer
 	twin  *service // see State.Clone
+	// supposed says, in a rehearsal, that what it waits for holds.
+	supposed bool
 }
 
 // task is a task's record with what its agent says of it.
