@@ -1,15 +1,12 @@
 package control_test
 
 import (
-	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/orchestrate-go/orchestrate/internal/control"
 	"github.com/orchestrate-go/orchestrate/internal/record"
-	"github.com/orchestrate-go/orchestrate/store"
 )
 
 // dependsOn reads such as db,job:migrate.
@@ -22,39 +19,6 @@ func dependsOn(text string) (deps []control.Dependency) {
 		deps = append(deps, control.Dependency{Key: "default/" + name, Job: job})
 	}
 	return deps
-}
-
-// decodeStoryJob makes a job of one task, of what it depends on.
-func decodeStoryJob(_, _ string, rec record.Job) (control.JobWork, error) {
-	w := control.JobWork{Indexes: 1, Parallelism: 1, Enough: 1, Backoff: time.Second, MaxBackoff: time.Minute}
-	w.Template = json.RawMessage(`"once"`)
-	err := json.Unmarshal(rec.Spec, &w.DependsOn)
-	return w, err
-}
-
-func (s *sim) job(name string, words []string) {
-	s.t.Helper()
-	var deps []control.Dependency
-	for _, w := range words {
-		deps = dependsOn(strings.TrimPrefix(w, "on="))
-	}
-	key := record.Key(record.Jobs, "default", name)
-	var old record.Job
-	if item, ok := s.kv[key]; ok {
-		unmarshal(s.t, item.Value, &old)
-	}
-	s.commit(store.Put(key, marshal(s.t, record.Job{Run: old.Run + 1, Hash: "once", Created: epoch, Spec: marshal(s.t, deps)})))
-}
-
-func describeRun(r record.Run) string {
-	text := fmt.Sprintf("%s, %d of %d done", r.State, r.Done.Len(), r.Indexes)
-	if r.Reason != "" {
-		text += fmt.Sprintf(", %s: %s", r.Reason, r.Message)
-	}
-	if len(r.Waiting) > 0 {
-		text += ", waits: " + record.Waits(r.Waiting)
-	}
-	return text
 }
 
 // TestDependencyWakesItsDependentsAlone holds that an event of a service has only

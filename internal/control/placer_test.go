@@ -54,6 +54,14 @@ func (evenly) Place(c *scheduler.Cluster, reqs []scheduler.Request) ([]scheduler
 			here[best.ID()]++
 			d.Tasks, d.Nodes = append(d.Tasks, id), append(d.Nodes, best.ID())
 		}
+		if r.Gang != nil && d.Unplaced > 0 { // all or nothing
+			for _, id := range d.Tasks {
+				if err := c.Release(id); err != nil {
+					return nil, fmt.Errorf("release %s: %w", id, err)
+				}
+			}
+			d.Tasks, d.Nodes, d.Unplaced = nil, nil, r.Count
+		}
 		out = append(out, d)
 	}
 	return out, nil

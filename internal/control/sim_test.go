@@ -40,6 +40,7 @@ type sim struct {
 	keep  bool
 	actor string
 	told  int
+	code  int // that tasks fail with now; 0 is 1
 	// planned is called with each plan before it is carried out.
 	planned func(control.Plan)
 	// What was decoded of records, by their text: the promises ask after each step,

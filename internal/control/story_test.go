@@ -78,11 +78,12 @@ func TestStories(t *testing.T) {
 //	network NAME RANGE...       a network with these virtual ranges
 //	apply NAME key=value...     see applied; what is not named stays as it was
 //	remove NAME
-//	job NAME [on=NAME,...]      begins a job of one task, which is not tried again, or begins it anew
+//	job NAME [key=value...]     begins a job, of one index that is not tried again unless said; see job
 //	unjob NAME                  removes it
 //	starting|ready|unready TASK...   what the agents say; * is any text in a name,
 //	                            and v2:NAME one of that image
 //	fails|hopeless|ends TASK...
+//	exits CODE TASK...          fails with that exit code
 //	fetched|misfetched|unfetchable TASK...  of the images that it was asked for
 //	obey                        all that were told to stop do so
 //	promote|abort NAME          what the application tells the leader
@@ -169,6 +170,10 @@ func (s *sim) play(line string) {
 		delete(s.specs, args[0])
 	case "starting", "ready", "unready", "fails", "hopeless", "ends", "fetched", "misfetched", "unfetchable":
 		s.say(words[0], args)
+	case "exits":
+		s.code = int(s.number(args[0]))
+		s.say("fails", args[1:])
+		s.code = 0
 	case "obey":
 		for _, t := range s.tasks("") {
 			if t.Stop != nil {
@@ -343,7 +348,7 @@ func (s *sim) say(what string, patterns []string) {
 			case "unready":
 				s.report(t, record.Running, nil)
 			case "fails":
-				s.report(t, record.Failed, &record.Failure{Kind: record.FailedExit, Message: "exit 1"})
+				s.report(t, record.Failed, &record.Failure{Kind: record.FailedExit, ExitCode: max(s.code, 1), Message: fmt.Sprint("exit ", max(s.code, 1))})
 			case "hopeless":
 				s.report(t, record.Failed, &record.Failure{Kind: record.FailedImage, Message: "no such image", Permanent: true})
 			case "ends":
