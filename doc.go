@@ -26,6 +26,15 @@
 // code that runs tasks there; a rollout is the way from one revision of a
 // service to the next, and always ends in a typed [Result].
 //
+// A new revision takes the place of the old one a few tasks at a time; or a
+// [Canary] tries it beside the old one, or a whole second set stands ready before
+// the traffic is switched ([BlueGreen]). Where these wait, [Fleet.Promote] and
+// [Fleet.Abort] go on or back, and else their own health does. What fails is rolled
+// back ([Fleet.Rollback] does it by hand, and [Fleet.History] has the revisions). A
+// [Job] runs to its end, a [CronJob] makes one at each time of a schedule.
+// [Fleet.Plan] says what an Apply would do, and [Fleet.Events], [Fleet.Watch] and
+// [Fleet.Why] what was done, by whom and for what reason.
+//
 // Everything that decides or does is a small interface with a real
 // implementation, one in memory and a conformance suite: packages scheduler,
 // runtime, network, volume, health and store. This package and those import
