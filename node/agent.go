@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -55,7 +54,9 @@ type Options struct {
 	// Required, unless the runtime is [runtime.Fileless].
 	Dir string
 	// LeaseTTL is how long after the agent's death its node counts as alive;
-	// default 5 s.
+	// default 5 s. Where all nodes together would renew their leases more often
+	// than the store is to bear, it is longer; see
+	// [orchestrate.WithRenewalLimit].
 	LeaseTTL time.Duration
 	// FenceGrace is how long tasks that must not run twice have for their stop
 	// when the agent stops them because its lease could not be renewed; default
@@ -118,9 +119,6 @@ type ZonePort struct {
 	Port     uint16
 }
 
-// DefaultLeaseTTL is the default of [Options.LeaseTTL].
-const DefaultLeaseTTL = 5 * time.Second
-
 // Agent runs the tasks of one node. Make it with [New].
 type Agent struct {
 	opts    Options
@@ -133,6 +131,7 @@ type Agent struct {
 	tenure  *tenure
 	slots   *slots
 	meter   *meter
+	census  *census
 
 	mu       sync.Mutex // guards what follows
 	tasks    map[string]*task
@@ -188,6 +187,7 @@ func New(s store.Store, opts Options) (*Agent, error) {
 	a.opts.Node.Topology = a.slots.topology(opts.Node.Topology)
 	a.tenure = newTenure(a)
 	a.meter = newMeter(a)
+	a.census = newCensus()
 	return a, nil
 }
 
@@ -228,6 +228,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		},
 		"frontends": func(ctx context.Context) error { return a.follow(ctx, record.Frontends, &a.traffic.frontends) },
 		"endpoints": func(ctx context.Context) error { return a.follow(ctx, record.Endpoints, &a.traffic.endpoints) },
+		"census":    func(ctx context.Context) error { return a.follow(ctx, record.Fleet, a.census) },
 		"netspecs":  func(ctx context.Context) error { return a.follow(ctx, record.Networks, a.nets) },
 	}
 	var wg sync.WaitGroup
@@ -270,69 +271,4 @@ func (a *Agent) follow(ctx context.Context, prefix string, f store.Follower) err
 		case <-time.After(delay):
 		}
 	}
-}
-
-// register keeps the node's record and its lease, and makes them anew when the
-// lease is lost.
-func (a *Agent) register(ctx context.Context) error {
-	started := time.Now().UTC()
-	delay := time.Duration(0)
-	for {
-		err := a.registerOnce(ctx, started)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		delay = min(max(2*delay, 50*time.Millisecond), a.opts.LeaseTTL)
-		a.log.Warn("this node is not registered; trying again", "error", err, "in", delay)
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(delay):
-		}
-	}
-}
-
-func (a *Agent) registerOnce(ctx context.Context, started time.Time) error {
-	sent := time.Now()
-	lease, err := a.store.Lease(ctx, a.opts.LeaseTTL)
-	if err != nil {
-		return err
-	}
-	a.mu.Lock()
-	a.lease = lease
-	a.mu.Unlock()
-	// Past the outbox: the lease proves nothing to anybody before this is in the
-	// store. A lease's ID may come again in a store that was opened anew.
-	_, resizes := a.opts.Runtime.(runtime.Updater)
-	rec := record.Node{
-		Fetches: true, Resizes: resizes,
-		Node: a.opts.Node, Version: a.opts.Version, Started: started, Address: a.opts.Address,
-		Registration: fmt.Sprintf("%s@%d", lease.ID(), sent.UnixNano()), Fence: a.tenure.promise(lease.TTL()),
-	}
-	data, err := json.Marshal(rec)
-	if err != nil {
-		return err
-	}
-	if _, err := a.store.Commit(ctx, store.Txn{Writes: []store.Write{
-		store.Put(record.Key(record.Nodes, a.id()), data),
-		store.PutLeased(record.Key(record.Alive, a.id()), []byte("{}"), lease.ID()),
-	}}); err != nil {
-		return err
-	}
-	a.traffic.republish()
-	a.meter.renew()
-	renewed := func(sent time.Time) { a.tenure.renew(ctx, rec.Registration, sent, lease.TTL()) }
-	renewed(sent)
-	defer a.tenure.lapse()
-	return store.KeepTold(ctx, lease, sent, renewed)
-}
-
-// leaseID returns the current lease's, or none before the first.
-func (a *Agent) leaseID() store.LeaseID {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.lease == nil {
-		return ""
-	}
-	return a.lease.ID()
 }

@@ -31,6 +31,7 @@ type outbox struct {
 
 	mu      sync.Mutex // guards what follows
 	pending map[string]pending
+	leased  map[string][]byte // the leased records that there are to be
 	waiters []waiter
 	seq     uint64
 	written uint64 // every entry up to this seq is in the store
@@ -51,7 +52,7 @@ type waiter struct {
 }
 
 func newOutbox(s store.Store, log *slog.Logger, node string, lease func() store.LeaseID) *outbox {
-	return &outbox{store: s, log: log, lease: lease, pending: map[string]pending{}, wake: make(chan struct{}, 1), journal: journal{node: node}}
+	return &outbox{store: s, log: log, lease: lease, pending: map[string]pending{}, leased: map[string][]byte{}, wake: make(chan struct{}, 1), journal: journal{node: node}}
 }
 
 // put queues a record. Leased records vanish with the agent's lease.
@@ -69,6 +70,26 @@ func (o *outbox) delete(key string) uint64 { return o.queue(key, pending{}) }
 func (o *outbox) queue(key string, p pending) uint64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if p.leased {
+		o.leased[key] = p.value
+	} else {
+		delete(o.leased, key)
+	}
+	return o.enqueue(key, p)
+}
+
+// relet queues all leased records anew, for a new lease.
+func (o *outbox) relet() uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, key := range slices.Sorted(maps.Keys(o.leased)) {
+		o.enqueue(key, pending{value: o.leased[key], leased: true})
+	}
+	return o.seq
+}
+
+// enqueue is queue with the lock held.
+func (o *outbox) enqueue(key string, p pending) uint64 {
 	o.seq++
 	p.seq = o.seq
 	o.pending[key] = p

@@ -92,21 +92,22 @@ func (t *tenure) promise(ttl time.Duration) time.Duration {
 	return promise(ttl, t.grace)
 }
 
-// renew makes the tenure last for ttl from sent.
-func (t *tenure) renew(ctx context.Context, registration string, sent time.Time, ttl time.Duration) {
+// renew makes the tenure last for ttl from sent, and reports whether it does.
+func (t *tenure) renew(ctx context.Context, registration string, sent time.Time, ttl time.Duration) bool {
 	if t.grace < 0 {
 		t.enter(registration, sent.Add(math.MaxInt64/2))
-		return
+		return true
 	}
 	if t.holder != nil {
 		// First, so that what is started in this tenure is held. Where it fails
 		// what was said before holds: that is sooner, and so is safe.
 		if err := t.holder.Hold(ctx, time.Until(sent.Add(ttl+t.grace))); err != nil && ctx.Err() == nil {
 			t.log.Error("cannot hold containers that must not outlive the node's lease", "error", err)
-			return
+			return false
 		}
 	}
 	t.enter(registration, sent.Add(ttl))
+	return true
 }
 
 func (t *tenure) enter(registration string, until time.Time) {

@@ -140,18 +140,6 @@ func (e *localEndpoint) record(addresses []netip.Addr) record.Endpoint {
 	return rec
 }
 
-// republish writes all endpoints anew, under a new lease.
-func (t *traffic) republish() {
-	t.mu.Lock()
-	local := maps.Clone(t.local)
-	t.acks.told = false
-	t.mu.Unlock()
-	for _, e := range local {
-		t.publish(e)
-	}
-	t.kick()
-}
-
 // withdraw takes a task's traffic away, and does not wait for it. The name of a
 // slot stays.
 func (t *traffic) withdraw(task string) { t.remove(task, false, false) }

@@ -5,7 +5,6 @@ import (
 	"reflect"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/orchestrate-go/orchestrate/internal/record"
@@ -28,8 +27,6 @@ type meter struct {
 	counts   map[string]uint64        // by service
 	counted  time.Time
 	reported *record.Usage
-
-	renewed atomic.Bool // the lease is a new one, and so must be the record
 }
 
 func newMeter(a *Agent) *meter {
@@ -50,9 +47,6 @@ func (m *meter) set(task string, every time.Duration) {
 		m.kick()
 	}
 }
-
-// renew has the record written again, under a new lease.
-func (m *meter) renew() { m.renewed.Store(true) }
 
 func (m *meter) kick() {
 	select {
@@ -135,7 +129,7 @@ func (m *meter) report(ctx context.Context, tasks, services []string) {
 		m.counts = nil
 	}
 	// That nobody has come is not told again and again.
-	if renewed := m.renewed.Swap(false); !renewed && m.reported != nil && len(u.Tasks) == 0 && reflect.DeepEqual(*m.reported, u) {
+	if m.reported != nil && len(u.Tasks) == 0 && reflect.DeepEqual(*m.reported, u) {
 		return
 	}
 	m.reported = &u

@@ -204,7 +204,7 @@ func lead(e Election, lease Lease, term int64, sent time.Time) *Leadership {
 		l.end(fmt.Errorf("%w: no renewal for %v", ErrDeposed, wait))
 	})
 	l.wg.Go(func() {
-		err := keep(l.ctx, lease, sent, wait, func(sent time.Time) {
+		err := keep(l.ctx, lease, 0, sent, wait, func(sent time.Time) {
 			l.expiry.Reset(time.Until(sent.Add(wait)))
 		})
 		l.end(fmt.Errorf("%w: %w", ErrDeposed, err))

@@ -15,14 +15,20 @@ import (
 func Keep(ctx context.Context, lease Lease) error {
 	// Unknown is when the lease was last renewed. That it is alive now is the
 	// best guess, and if it is wrong the first renewal says so.
-	return keep(ctx, lease, time.Now(), lease.TTL(), func(time.Time) {})
+	return keep(ctx, lease, 0, time.Now(), lease.TTL(), func(time.Time) {})
 }
 
 // KeepTold is Keep with a call of renewed after each success, with the time at
 // which the renewal was sent: the lease lasts for its TTL from later than that.
 // Sent is that of the grant.
 func KeepTold(ctx context.Context, lease Lease, sent time.Time, renewed func(sent time.Time)) error {
-	return keep(ctx, lease, sent, lease.TTL(), renewed)
+	return keep(ctx, lease, 0, sent, lease.TTL(), renewed)
+}
+
+// KeepEvery is KeepTold at an interval of the caller's, a third of the TTL when
+// 0, so that many do not come at once. It should be well below the TTL.
+func KeepEvery(ctx context.Context, lease Lease, interval time.Duration, sent time.Time, renewed func(sent time.Time)) error {
+	return keep(ctx, lease, interval, sent, lease.TTL(), renewed)
 }
 
 // Keeper is implemented by leases that are renewed without being asked. [Keep]
@@ -41,13 +47,15 @@ type Keeper interface {
 // patience has gone by since the last renewal that succeeded was sent. That is
 // on the safe side: the store counts from when it received it, which is later.
 // It calls renewed after each success, with the time at which it was sent.
-func keep(ctx context.Context, lease Lease, sent time.Time, patience time.Duration, renewed func(sent time.Time)) error {
+func keep(ctx context.Context, lease Lease, interval time.Duration, sent time.Time, patience time.Duration, renewed func(sent time.Time)) error {
 	if k, ok := lease.(Keeper); ok {
 		return k.Keep(ctx, patience, renewed)
 	}
 	const steps = 3 // renewals in one TTL, so that two may be lost
-	interval := lease.TTL() / steps
-	timer := time.NewTimer(interval)
+	if interval <= 0 {
+		interval = lease.TTL() / steps
+	}
+	timer := time.NewTimer(time.Until(sent.Add(interval)))
 	defer timer.Stop()
 	for {
 		select {

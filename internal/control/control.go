@@ -36,6 +36,9 @@ type Options struct {
 	// LossLimit is how many nodes, or what share of them, are given up within a
 	// minute; 0 is no limit.
 	LossLimit Amount
+	// Renewals is how many renewals a second of nodes' leases the store is to
+	// bear; see Config.
+	Renewals int
 	// KeepEventsEach and KeepEvents bound the history of events, of one service
 	// or node and of the fleet; 0 is the constant of that name.
 	KeepEventsEach, KeepEvents int
@@ -84,7 +87,7 @@ func New(opts Options) (*Loop, error) {
 	return &Loop{
 		opts: opts,
 		log:  opts.Logger.With("candidate", opts.ID),
-		config: Config{Decode: opts.Decode, DecodeJob: opts.DecodeJob, Place: opts.Scheduler, LostAfter: opts.LostAfter, LossLimit: opts.LossLimit,
+		config: Config{Decode: opts.Decode, DecodeJob: opts.DecodeJob, Place: opts.Scheduler, LostAfter: opts.LostAfter, LossLimit: opts.LossLimit, Renewals: opts.Renewals,
 			KeepEventsEach: opts.KeepEventsEach, KeepEvents: opts.KeepEvents},
 	}, nil
 }

@@ -44,6 +44,7 @@ func (s *State) Plan(now time.Time) Plan {
 	clear(s.dirty)
 	p.Writes = append(p.Writes, s.forgetEvictions()...)
 	p.Writes = append(p.Writes, s.kept.forget()...)
+	p.Writes = append(p.Writes, s.resize()...)
 	p.Wake = s.timers.next()
 	return p
 }

@@ -32,6 +32,9 @@ type Config struct {
 	// LossLimit is how many nodes, or what share of them, are given up within a
 	// minute because they are silent; at least one is. 0 is no limit.
 	LossLimit Amount
+	// Renewals is how many renewals a second of nodes' leases the store is to
+	// bear; 0 is record.DefaultRenewals, and negative is no limit.
+	Renewals int
 	// KeepEventsEach and KeepEvents bound the history of events; 0 is the
 	// constant of that name.
 	KeepEventsEach, KeepEvents int
@@ -53,6 +56,7 @@ type State struct {
 	brake    brake
 	// registered is how many of nodes have a record.
 	registered int
+	size       record.Size // as nodes are told
 	networks   map[string]*network
 	tasks      map[string]*task // by NODE/ID
 	ids        map[string]int   // how many tasks have an ID: one, if all is well
@@ -153,6 +157,9 @@ func NewState(config Config) *State {
 	if config.LostAfter <= 0 {
 		config.LostAfter = DefaultLostAfter
 	}
+	if config.Renewals == 0 {
+		config.Renewals = record.DefaultRenewals
+	}
 	return &State{
 		config:    config,
 		brake:     brake{limit: config.LossLimit},
@@ -182,7 +189,7 @@ func (s *State) Revision() int64 { return s.revision }
 // refers to something comes after it.
 var loadOrder = [...]string{
 	record.Nodes, record.NodeSpecs, record.Alive, record.Networks, record.Scales, record.Evictions,
-	record.Jobs, record.Runs, record.Services, record.Directives, record.Rollouts, record.Frontends, record.Volumes, record.Tasks, record.Statuses, record.Oblivion,
+	record.Jobs, record.Runs, record.Services, record.Directives, record.Rollouts, record.Frontends, record.Volumes, record.Tasks, record.Statuses, record.Oblivion, record.Fleet,
 }
 
 // Load takes in a snapshot of the whole store. The state must be new.
@@ -284,6 +291,8 @@ func (s *State) change(c store.Change) {
 		err = s.changeScale(rest, c)
 	case record.Evictions:
 		err = s.changeEviction(rest, c)
+	case record.Fleet:
+		err = s.changeSize(c)
 	}
 	if err != nil {
 		s.ignore(c.Item.Key, err)
