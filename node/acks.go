@@ -37,14 +37,17 @@ type acks struct {
 // they are; nil when there are none, or too many.
 func (a *acks) others(ctx context.Context) (map[string]int64, int64) {
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	if !a.large.IsZero() && time.Since(a.large) < recount {
+	large := !a.large.IsZero() && time.Since(a.large) < recount
+	a.mu.Unlock()
+	if large {
 		return nil, 0
 	}
 	snapshot, err := a.agent.store.List(ctx, record.Acks)
 	if err != nil {
 		return nil, 0 // what the store does not tell is not waited for
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.large = time.Time{}
 	if len(snapshot.Items) > maxAcks+1 {
 		a.large = time.Now()
