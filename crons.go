@@ -316,17 +316,6 @@ func (r Removal) cron(ctx context.Context, f *Fleet, b *batch) error {
 	return nil
 }
 
-// cronsOn are the cron jobs whose runs are attached to a network.
-func (f *Fleet) cronsOn(ctx context.Context, network string) (names []string, err error) {
-	snapshot, err := f.store.List(ctx, record.Crons)
-	for _, item := range snapshot.Items {
-		if c, _, err := readCron(item); err == nil && slices.Contains(c.Job.Networks, network) {
-			names = append(names, c.Namespace+"/"+c.Name)
-		}
-	}
-	return names, err
-}
-
 // controlCron is what is decided by.
 func (f *Fleet) controlCron(c *CronJob, rec *record.Cron) control.Cron {
 	cron := control.Cron{Since: rec.Since, StartDeadline: c.StartDeadline, Suspended: c.Suspend,

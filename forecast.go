@@ -70,6 +70,9 @@ type PlannedService struct {
 	// what would happen once it holds; see [PlannedTask.Then].
 	WaitsFor []Unmet `json:"waitsFor,omitempty"`
 	Waiting  []Unmet `json:"waiting,omitempty"`
+	// Erases are the volumes of its slots that would be deleted with their data,
+	// which no inverse brings back: NODE/NAME.
+	Erases []string `json:"erases,omitempty"`
 	// Unplaced is the scheduler's decision about replicas that would have no
 	// place, with what would help. Blocked says why there would be none in words,
 	// also where that is not the scheduler's doing, such as a missing network.
@@ -202,6 +205,7 @@ func readRehearsed(r *control.Rehearsed, now time.Time) PlannedService {
 	default:
 		s.Outcome = RolloutRemoved
 	}
+	s.Erases = r.Erased
 	s.WaitsFor, s.Waiting = readUnmet(r.Awaited), readUnmet(r.Waiting)
 	if s.Waiting != nil {
 		s.Outcome, s.Reason, s.Message = RolloutWaiting, "", waitsFor(s.Waiting)
@@ -330,6 +334,9 @@ func (s *PlannedService) write(b *strings.Builder) {
 		b.WriteString("; its spec does not change")
 	}
 	b.WriteByte('\n')
+	for _, v := range s.Erases {
+		fmt.Fprintf(b, "  the volume %s is DELETED with its data\n", v)
+	}
 	for _, u := range s.WaitsFor {
 		when := "which comes to hold"
 		if slices.ContainsFunc(s.Waiting, func(w Unmet) bool { return w.Dependency == u.Dependency }) {

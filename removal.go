@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/orchestrate-go/orchestrate/internal/record"
 	"github.com/orchestrate-go/orchestrate/store"
@@ -135,16 +136,20 @@ func (r Removal) network(ctx context.Context, f *Fleet, b *batch) error {
 	if err != nil {
 		return err
 	}
-	for _, item := range jobs.Items {
+	for _, item := range b.written(jobs.Items, record.Jobs) {
 		if j, _, err := readJob(item); err == nil && slices.Contains(j.Networks, r.Name) {
 			users = append(users, j.Namespace+"/"+j.Name)
 		}
 	}
-	crons, err := f.cronsOn(ctx, r.Name)
+	crons, err := f.store.List(ctx, record.Crons)
 	if err != nil {
 		return err
 	}
-	users = append(users, crons...)
+	for _, item := range b.written(crons.Items, record.Crons) {
+		if c, _, err := readCron(item); err == nil && slices.Contains(c.Job.Networks, r.Name) {
+			users = append(users, c.Namespace+"/"+c.Name)
+		}
+	}
 	if len(users) > 0 {
 		slices.Sort(users)
 		return &InUseError{KindNetwork, r.Name, users}
@@ -163,6 +168,20 @@ func (b *batch) become(name string, s *Service) {
 	}
 	b.staged[name] = s
 	b.overlay()
+}
+
+// written is what items under a prefix will be when the batch is committed.
+func (b *batch) written(items []store.Item, prefix string) []store.Item {
+	items = slices.Clone(items)
+	for _, w := range b.Writes {
+		if strings.HasPrefix(w.Key, prefix) {
+			items = slices.DeleteFunc(items, func(i store.Item) bool { return i.Key == w.Key })
+			if !w.Delete {
+				items = append(items, store.Item{Key: w.Key, Value: w.Value})
+			}
+		}
+	}
+	return items
 }
 
 // overlay makes b.services, where it has been read, what it will be.

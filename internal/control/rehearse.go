@@ -59,8 +59,10 @@ type Rehearsed struct {
 	// Awaited is what its tasks wait for at first, and Waiting what of that does
 	// not come to hold, so that nobody knows when they start; see Step.Then.
 	Awaited, Waiting []record.Unmet
-	Kept             int // tasks that nothing happens to
-	Steps            []Step
+	// Erased are the volumes of slots that would be deleted, as NODE/NAME.
+	Erased []string
+	Kept   int // tasks that nothing happens to
+	Steps  []Step
 	// Unplaced is the scheduler's decision about replicas that would have no
 	// place, and Blocked what else they would lack, in its words.
 	Unplaced *scheduler.Decision
@@ -192,10 +194,13 @@ type cast struct {
 	gone             []Event          // why tasks that were there before go
 	left             map[string]bool  // whose events are in gone
 	sized            map[string]Event // tasks that are changed in place, by ID
+	erased           []string         // volumes, as NODE/NAME
 	no               *scheduler.Decision
 }
 
-func (c *cast) steps() bool { return len(c.placed)+len(c.gone)+len(c.sized) > 0 || c.no != nil }
+func (c *cast) steps() bool {
+	return len(c.placed)+len(c.gone)+len(c.sized)+len(c.erased) > 0 || c.no != nil
+}
 
 func (r *rehearsal) of(service string) *cast {
 	c := r.cast[service]
@@ -375,6 +380,22 @@ func (r *rehearsal) answer() []store.Write {
 			r.complete(a.task)
 		}
 		writes = append(writes, store.Put(record.Statuses+a.key, encode(a.status)))
+		if a.task.rec.Erase {
+			writes = append(writes, r.erase(a.task)...)
+		}
+	}
+	return writes
+}
+
+// erase has an agent delete the volumes of a slot.
+func (r *rehearsal) erase(t *task) (writes []store.Write) {
+	c := r.of(t.service.key)
+	for _, v := range t.service.volumes {
+		if v.Slot == t.rec.Slot && v.node == t.node {
+			key := v.node.id + "/" + v.Name
+			c.erased = append(c.erased, key)
+			writes = append(writes, store.Delete(record.Volumes+key))
+		}
 	}
 	return writes
 }
@@ -432,7 +453,7 @@ func (r *rehearsal) hear(e *Event) {
 
 // ending is what has become of a service.
 func (r *rehearsal) ending(key string, c *cast) Rehearsed {
-	out := Rehearsed{Asked: c.asked, Job: c.job, Kept: c.kept, Awaited: c.awaited, Waiting: c.waiting}
+	out := Rehearsed{Asked: c.asked, Job: c.job, Kept: c.kept, Awaited: c.awaited, Waiting: c.waiting, Erased: slices.Sorted(slices.Values(c.erased))}
 	out.Namespace, out.Name, _ = strings.Cut(key, "/")
 	if svc := r.state.services[key]; svc != nil {
 		out.Rollout = svc.rollout
