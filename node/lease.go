@@ -69,13 +69,14 @@ func (a *Agent) registerOnce(ctx context.Context, started time.Time) error {
 	if err != nil {
 		return err
 	}
+	a.out.unlet()
 	a.use(lease)
 	// A lease's ID may come again in a store that was opened anew.
 	h := &held{lease: lease, asked: asked, sent: sent, registration: fmt.Sprintf("%s@%d", lease.ID(), sent.UnixNano())}
 	if err := a.enroll(ctx, started, h); err != nil {
 		return err
 	}
-	a.out.relet()
+	a.out.relet(lease.ID())
 	a.renewed(ctx, h, lease.TTL())(sent)
 	defer a.tenure.lapse()
 	for {
@@ -193,7 +194,7 @@ func (a *Agent) relet(ctx context.Context, started time.Time, old *held) (*held,
 		return nil, err
 	}
 	a.use(next.lease)
-	upTo := a.out.relet()
+	upTo := a.out.relet(next.lease.ID())
 	a.tenure.renew(ctx, next.registration, next.sent, next.lease.TTL())
 	a.wg.Go(func() { a.retire(ctx, old.lease, upTo) })
 	return next, nil

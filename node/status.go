@@ -31,7 +31,7 @@ type outbox struct {
 
 	mu      sync.Mutex // guards what follows
 	pending map[string]pending
-	leased  map[string][]byte // the leased records that there are to be
+	leased  map[string]leased // the leased records that there are to be
 	waiters []waiter
 	seq     uint64
 	written uint64 // every entry up to this seq is in the store
@@ -46,13 +46,18 @@ type pending struct {
 	seq    uint64
 }
 
+type leased struct {
+	value []byte
+	under store.LeaseID // that it was last written under, or is about to be
+}
+
 type waiter struct {
 	seq  uint64
 	done chan struct{}
 }
 
 func newOutbox(s store.Store, log *slog.Logger, node string, lease func() store.LeaseID) *outbox {
-	return &outbox{store: s, log: log, lease: lease, pending: map[string]pending{}, leased: map[string][]byte{}, wake: make(chan struct{}, 1), journal: journal{node: node}}
+	return &outbox{store: s, log: log, lease: lease, pending: map[string]pending{}, leased: map[string]leased{}, wake: make(chan struct{}, 1), journal: journal{node: node}}
 }
 
 // put queues a record. Leased records vanish with the agent's lease.
@@ -71,21 +76,43 @@ func (o *outbox) queue(key string, p pending) uint64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if p.leased {
-		o.leased[key] = p.value
+		o.leased[key] = leased{value: p.value}
 	} else {
 		delete(o.leased, key)
 	}
 	return o.enqueue(key, p)
 }
 
-// relet queues all leased records anew, for a new lease.
-func (o *outbox) relet() uint64 {
+// relet queues the leased records anew that are not under a lease.
+func (o *outbox) relet(lease store.LeaseID) uint64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, key := range slices.Sorted(maps.Keys(o.leased)) {
-		o.enqueue(key, pending{value: o.leased[key], leased: true})
+		if l := o.leased[key]; l.under != lease {
+			o.enqueue(key, pending{value: l.value, leased: true})
+		}
 	}
 	return o.seq
+}
+
+// unlet notes that no record is under a lease any more: even one with the same ID
+// is another, in a store that was opened anew.
+func (o *outbox) unlet() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for key, l := range o.leased {
+		o.leased[key] = leased{value: l.value}
+	}
+}
+
+// under notes that a record is about to be written under a lease.
+func (o *outbox) under(key string, lease store.LeaseID) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if l, ok := o.leased[key]; ok {
+		l.under = lease
+		o.leased[key] = l
+	}
 }
 
 // enqueue is queue with the lock held.
@@ -225,6 +252,7 @@ func (o *outbox) commit(ctx context.Context, keys []string, all map[string]pendi
 		case p.leased && lease == "":
 			// Not registered yet: all leased records are written when we are.
 		case p.leased:
+			o.under(k, lease)
 			txn.Writes = append(txn.Writes, store.PutLeased(k, p.value, lease))
 		default:
 			txn.Writes = append(txn.Writes, store.Put(k, p.value))
