@@ -22,10 +22,8 @@ type What func(context.Context, *supposition) error
 // supposition is what is supposed to happen, as it would be written.
 type supposition struct {
 	fleet    *Fleet
-	now      time.Time
 	writes   []store.Write
 	services []string // whose specs change
-	crons    cronForesight
 }
 
 // WhatIf returns what would follow if all of what happened now, and changes
@@ -39,7 +37,7 @@ func (f *Fleet) WhatIf(ctx context.Context, what ...What) (*Forecast, error) {
 		return nil, err
 	}
 	defer done()
-	s := &supposition{fleet: f, now: time.Now().UTC(), crons: cronForesight{runs: map[string]string{}, begun: map[string]bool{}}}
+	s := &supposition{fleet: f}
 	for _, w := range what {
 		if err := w(ctx, s); err != nil {
 			return nil, err
@@ -49,10 +47,9 @@ func (f *Fleet) WhatIf(ctx context.Context, what ...What) (*Forecast, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.services = append(s.services, s.crons.names()...)
-	r := state.Rehearse(last(slices.Concat(s.writes, s.crons.writes)), s.now, control.RehearseOptions{Services: s.services})
-	forecast := readForecast(&r, s.now)
-	s.crons.mark(&forecast)
+	now := time.Now().UTC()
+	r := state.Rehearse(last(s.writes), now, control.RehearseOptions{Services: s.services})
+	forecast := readForecast(&r, now)
 	return &forecast, nil
 }
 
@@ -281,11 +278,6 @@ func Applied(objects ...Object) What {
 		}
 		s.writes = append(s.writes, b.Writes...)
 		for _, w := range b.Writes {
-			if parts := record.Split(w.Key, record.Crons, 2); parts != nil {
-				if err := s.fleet.foreseeCron(ctx, &s.crons, w, parts[0], parts[1], s.now, false); err != nil {
-					return err
-				}
-			}
 			for _, prefix := range []string{record.Services, record.Jobs} {
 				if name, ok := strings.CutPrefix(w.Key, prefix); ok {
 					s.services = append(s.services, name)

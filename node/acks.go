@@ -39,10 +39,10 @@ func (a *acks) others(ctx context.Context) (map[string]int64, int64) {
 	a.mu.Lock()
 	large := !a.large.IsZero() && time.Since(a.large) < recount
 	a.mu.Unlock()
-	if large {
+	if large || !a.agent.traffic.used() {
 		return nil, 0
 	}
-	snapshot, err := a.agent.store.List(ctx, record.Acks)
+	snapshot, err := a.agent.store.List(ctx, record.Acks) // without the lock: the store may take its time
 	if err != nil {
 		return nil, 0 // what the store does not tell is not waited for
 	}

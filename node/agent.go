@@ -226,10 +226,12 @@ func (a *Agent) Run(ctx context.Context) error {
 		"tasks": func(ctx context.Context) error {
 			return a.follow(ctx, record.Key(record.Tasks, a.id(), ""), assignments{a, ctx})
 		},
-		"frontends": func(ctx context.Context) error { return a.follow(ctx, record.Frontends, &a.traffic.frontends) },
-		"endpoints": func(ctx context.Context) error { return a.follow(ctx, record.Endpoints, &a.traffic.endpoints) },
-		"census":    func(ctx context.Context) error { return a.follow(ctx, record.Fleet, a.census) },
-		"netspecs":  func(ctx context.Context) error { return a.follow(ctx, record.Networks, a.nets) },
+		"census":   func(ctx context.Context) error { return a.follow(ctx, record.Fleet, a.census) },
+		"netspecs": func(ctx context.Context) error { return a.follow(ctx, record.Networks, a.nets) },
+	}
+	if a.traffic.used() {
+		loops["frontends"] = func(ctx context.Context) error { return a.follow(ctx, record.Frontends, &a.traffic.frontends) }
+		loops["endpoints"] = func(ctx context.Context) error { return a.follow(ctx, record.Endpoints, &a.traffic.endpoints) }
 	}
 	var wg sync.WaitGroup
 	for name, loop := range loops {

@@ -86,6 +86,10 @@ func newTraffic(a *Agent) *traffic {
 	return t
 }
 
+// used reports whether anything is programmed. Without a balancer and a resolver
+// a node publishes its endpoints, and has no use for those of others.
+func (t *traffic) used() bool { return t.agent.opts.Balancer != nil || t.agent.opts.Resolver != nil }
+
 func (t *traffic) kick() {
 	select {
 	case t.wake <- struct{}{}:
@@ -228,7 +232,7 @@ func (t *traffic) run(ctx context.Context) error {
 			return err
 		}
 		t.mu.Lock()
-		known := t.frontends.seen && t.endpoints.seen
+		known := t.frontends.seen && t.endpoints.seen || !t.used()
 		t.mu.Unlock()
 		if !known {
 			continue // its snapshot wakes us
@@ -256,7 +260,11 @@ const refusedRetry = 2 * time.Second
 // program makes balancer and names what the records say now.
 func (t *traffic) program(ctx context.Context) error {
 	t.mu.Lock()
-	rules, zones := t.rules(), t.zones()
+	var rules []network.Rule
+	var zones []Zone
+	if t.used() {
+		rules, zones = t.rules(), t.zones()
+	}
 	revision, asked := t.endpoints.at, t.endpoints.asked()
 	waiting := t.waiting
 	t.waiting = nil
@@ -316,7 +324,7 @@ func (t *traffic) program(ctx context.Context) error {
 // reachable reports whether all that leads to an endpoint is known: the
 // virtual addresses of its service, if it has ports. t.mu is held.
 func (t *traffic) reachable(e localEndpoint) bool {
-	if !e.task.Frontend {
+	if !e.task.Frontend || !t.used() {
 		return true
 	}
 	_, ok := t.frontends.all[service(e.task)]

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -71,7 +72,7 @@ func (v *view) evacuate() bool {
 // serving counts the replicas that serve, as retire does, without those that
 // are told to stop by now.
 func (v *view) serving() int {
-	n := 0
+	n := v.calm
 	for i := range v.slots {
 		s := &v.slots[i]
 		if s.dropped {
@@ -192,6 +193,7 @@ func (s *State) changeEviction(key string, c store.Change) error {
 	if t := s.tasks[key]; t != nil {
 		e, evicted := s.evictions[key]
 		t.evicted, t.evictor = evicted, e.Actor
+		t.disturb()
 		s.mark(t.service)
 	}
 	return nil
@@ -199,7 +201,7 @@ func (s *State) changeEviction(key string, c store.Change) error {
 
 // forgetEvictions deletes those of tasks that are gone.
 func (s *State) forgetEvictions() (writes []store.Write) {
-	for key := range s.evictions {
+	for _, key := range slices.Sorted(maps.Keys(s.evictions)) {
 		if s.tasks[key] == nil {
 			writes = append(writes, store.Delete(record.Evictions+key))
 		}

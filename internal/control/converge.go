@@ -55,10 +55,11 @@ func (v *view) stop(t *task, reason string) {
 // drop chooses which slots go when there are too many: those that do not serve
 // first, then those that are of no wanted template, then the highest.
 func (v *view) drop() {
-	surplus := v.liveSlots() - v.work.Replicas
-	if surplus <= 0 {
+	if v.liveSlots() <= v.work.Replicas {
 		return
 	}
+	v.rouse()
+	surplus := v.liveSlots() - v.work.Replicas
 	var order []*slot
 	for i := range v.slots {
 		if v.slots[i].live > 0 {
@@ -104,6 +105,12 @@ func (v *view) fill() {
 		}
 	}
 	taken := map[int]bool{}
+	if len(numbers) < missing {
+		taken = v.calmSlots()
+	}
+	if taken == nil {
+		taken = map[int]bool{}
+	}
 	for _, n := range numbers {
 		taken[n] = true
 	}
@@ -119,7 +126,7 @@ func (v *view) fill() {
 
 // liveSlots counts the replicas that are there.
 func (v *view) liveSlots() int {
-	n := 0
+	n := v.calm
 	for i := range v.slots {
 		if v.slots[i].live > 0 {
 			n++
@@ -192,7 +199,7 @@ func (v *view) startIn(number int, from *task) {
 func (v *view) roll() {
 	n, p := v.work.Replicas, v.pace()
 	var candidates []*slot
-	settled, serving, extra := 0, 0, 0
+	settled, serving, extra := v.calm, v.calm, 0
 	for i := range v.slots {
 		s := &v.slots[i]
 		if s.dropped || s.live == 0 {

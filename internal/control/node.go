@@ -66,6 +66,7 @@ func (s *State) forgetNode(n *node) {
 // markTasks has the services looked at that have tasks on n.
 func (s *State) markTasks(n *node) {
 	for _, t := range n.tasks {
+		t.disturb()
 		s.mark(t.service)
 	}
 	for v := range n.volumes {

@@ -93,7 +93,19 @@ func (s *State) plan(svc *service, p *Plan) {
 	fronts := v.work
 	v.adopt = func(t *task) bool { return s.adopt(t, v.work) }
 	s.depend(svc, v)
+	var doubter *view
+	if s.config.doubt != nil {
+		all, rollout := *v, *v.rollout
+		doubter = &all
+		doubter.rollout, doubter.slots = &rollout, nil
+	}
+	v.leaveCalm(svc)
 	v.decide()
+	if doubter != nil && v.calm > 0 {
+		if why := doubter.doubt(svc, v); why != "" {
+			s.config.doubt(why)
+		}
+	}
 	if now := v.fronts(); now != fronts {
 		if f, blocked := s.front(svc, now, nil); blocked == nil {
 			frontend = f
@@ -151,6 +163,7 @@ func (s *State) plan(svc *service, p *Plan) {
 	if st := svc.work.Stateful; st != nil && st.EraseScaled {
 		s.erase(w, svc, true, svc.work.Replicas)
 	}
+	v.soothe()
 }
 
 // preempt stops the tasks that what was placed needs the room of.

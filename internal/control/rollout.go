@@ -325,7 +325,7 @@ func (v *view) forgive() {
 // change needs no second record then.
 func (v *view) tally(placed []record.Task) {
 	r := v.rollout
-	r.Desired, r.Updated, r.Ready = v.work.Replicas, 0, 0
+	r.Desired, r.Updated, r.Ready = v.work.Replicas, v.calm, v.calm
 	for _, t := range v.tasks {
 		if !t.live() || v.told[t] {
 			continue

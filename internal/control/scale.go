@@ -22,6 +22,7 @@ func (s *State) changeScale(key string, c store.Change) error {
 		return err
 	}
 	s.mark(svc)
+	svc.disturbAll()
 	svc.scale = nil
 	if !c.Deleted {
 		svc.scale = new(record.Scale)

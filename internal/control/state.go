@@ -38,6 +38,9 @@ type Config struct {
 	// KeepEventsEach and KeepEvents bound the history of events; 0 is the
 	// constant of that name.
 	KeepEventsEach, KeepEvents int
+	// doubt, in tests, has each plan made of all tasks too, and is told where that
+	// comes to something else.
+	doubt func(string)
 }
 
 // State is an indexed view of the store, and the planner's only memory: a
@@ -122,6 +125,8 @@ type task struct {
 	// since is when the task was seen to have become ready; zero unless it is
 	// ready. It is the leader's clock: a node's may be wrong by anything.
 	since time.Time
+	// calm says that the task needs no look; see leaveCalm.
+	calm bool
 	// evicted says that somebody, the evictor, asked for it to be moved.
 	evicted bool
 	evictor string
@@ -133,6 +138,7 @@ type task struct {
 func (t *task) own() *record.Task {
 	rec := *t.rec
 	t.rec = &rec
+	t.disturb()
 	return t.rec
 }
 
@@ -383,6 +389,7 @@ func (s *State) changeService(key string, c store.Change) error {
 	s.moved(key)
 	delete(s.hungry, svc)
 	svc.record, svc.earlier = nil, nil
+	svc.disturbAll()
 	delete(s.globals, svc)
 	if c.Deleted {
 		svc.spec, svc.work, svc.invalid, svc.actor = 0, new(Workload), nil, ""
@@ -472,6 +479,7 @@ func (s *State) changeTask(key string, c store.Change) error {
 		rec.Namespace, rec.Service, rec.Slot = t.rec.Namespace, t.rec.Service, t.rec.Slot
 		other := t.rec.Hash != rec.Hash
 		t.rec = &rec
+		t.disturb()
 		if other {
 			s.rebind(t)
 		}
@@ -492,6 +500,7 @@ func (s *State) changeTask(key string, c store.Change) error {
 	t.node.add(t)
 	at, _ := slices.BinarySearchFunc(svc.tasks, t, compareTasks)
 	svc.tasks = slices.Insert(svc.tasks, at, t)
+	svc.disturbSlot(at)
 	s.bind(t)
 	s.mark(svc)
 	s.rearm(t.node)
@@ -529,6 +538,7 @@ func (s *State) changeStatus(key string, c store.Change) error {
 		return nil
 	}
 	s.mark(t.service)
+	t.disturb()
 	if c.Deleted {
 		t.status, t.since = nil, time.Time{}
 		return nil
@@ -549,11 +559,8 @@ func (s *State) changeStatus(key string, c store.Change) error {
 		if st.Ready.Before(s.now) && !st.Ready.IsZero() {
 			t.since = st.Ready
 		}
-		if st.InForceSince.After(t.since) {
+		if st.InForceSince.After(t.since) && st.InForceSince.Before(s.now) {
 			t.since = st.InForceSince
-		}
-		if t.since.After(s.now) { // by its node's clock
-			t.since = s.now
 		}
 	case old == nil || old.State != record.Ready || !old.Ready.Equal(st.Ready) || old.InForce != st.InForce:
 		t.since = s.now

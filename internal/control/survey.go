@@ -40,6 +40,10 @@ type view struct {
 	rehearsed bool
 	// anyTemplate makes tasks of every template as good as wanted.
 	anyTemplate bool
+	// calm is how many more tasks there are that need no look, and all is those
+	// too; see leaveCalm.
+	calm int
+	all  []*task
 	// whole is the view that this one is a set of, in a trial; see split. Trial
 	// says that it is the set that is tried.
 	whole *view
@@ -203,7 +207,8 @@ type standing struct {
 
 func (v *view) standing() standing {
 	var st standing
-	currents, tasks := 0, 0
+	currents, tasks := v.calm, v.calm
+	st.ready, st.settled = v.calm, v.calm
 	for i := range v.slots {
 		s := &v.slots[i]
 		tasks += len(s.tasks) - s.lost
