@@ -22,11 +22,10 @@ type lease struct {
 	// Guarded by world.mu.
 	keys    map[string]struct{}
 	over    bool
-	expiry  *due      // at the store, while nothing renews it
-	kept    bool      // its holder is in Keep
-	began   time.Time // of Keep
-	renewed time.Time // when the last renewal arrived, while none does
-	news    chan time.Time
+	expiry  *due             // at the store, while nothing renews it
+	keepers []chan time.Time // told of renewals: one for each Keep
+	began   time.Time        // of Keep
+	renewed time.Time        // when the last renewal arrived, while none does
 }
 
 var (
@@ -40,7 +39,7 @@ const always = 100 * 365 * 24 * time.Hour
 func (s *shared) grant(c client, ttl time.Duration) *lease {
 	s.world.granted++
 	l := &lease{client: c, id: store.LeaseID(fmt.Sprintf("%s.%d", c.actor.id, s.world.granted)), ttl: ttl,
-		keys: map[string]struct{}{}, news: make(chan time.Time, 1), renewed: time.Now()}
+		keys: map[string]struct{}{}, renewed: time.Now()}
 	s.leases[l.id] = l
 	c.actor.leases = append(slices.DeleteFunc(c.actor.leases, func(l *lease) bool { return l.over }), l)
 	l.countdown()
@@ -77,13 +76,16 @@ func (l *lease) end() {
 	l.tell(time.Time{})
 }
 
-// tell tells the holder of a renewal. mu is held.
+// tell tells the holder of a renewal, or, with the zero time, of the end. mu is
+// held.
 func (l *lease) tell(sent time.Time) {
-	select {
-	case <-l.news:
-	default:
+	for _, news := range l.keepers {
+		select {
+		case <-news: // which was not read
+		default:
+		}
+		news <- sent
 	}
-	l.news <- sent
 }
 
 // ID is store.Lease's.
@@ -115,15 +117,19 @@ func (l *lease) Revoke(ctx context.Context) error {
 // Keep is store.Keeper's.
 func (l *lease) Keep(ctx context.Context, patience time.Duration, renewed func(time.Time)) error {
 	w := l.client.world
+	news := make(chan time.Time, 1)
 	w.mu.Lock()
-	l.began, l.kept = time.Now(), true
+	if len(l.keepers) == 0 {
+		l.began = time.Now()
+	}
+	l.keepers = append(l.keepers, news)
 	l.follow()
 	w.mu.Unlock()
 	defer func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		l.kept = false
-		if !l.over {
+		l.keepers = slices.DeleteFunc(l.keepers, func(c chan time.Time) bool { return c == news })
+		if len(l.keepers) == 0 && !l.over {
 			l.lose()
 		}
 	}()
@@ -134,7 +140,7 @@ func (l *lease) Keep(ctx context.Context, patience time.Duration, renewed func(t
 			return ctx.Err()
 		case <-lost:
 			return fmt.Errorf("%w: no renewal for %v: %w", store.ErrLeaseExpired, patience, errLost)
-		case sent := <-l.news:
+		case sent := <-news:
 			if sent.IsZero() {
 				return store.ErrLeaseExpired
 			}
@@ -152,7 +158,7 @@ func (l *lease) follow() {
 	switch a := l.client.actor; {
 	case l.over:
 		l.tell(time.Time{})
-	case !l.kept:
+	case len(l.keepers) == 0:
 	case a.dead || a.cut || a.hung:
 		l.lose()
 		l.tell(l.renewed)
