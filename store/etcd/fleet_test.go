@@ -289,6 +289,11 @@ func TestLeaderThatIsStopped(t *testing.T) {
 	if err := process.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	// It has stopped once its last thread has, and not when the signal is sent.
+	var stopped syscall.WaitStatus
+	if _, err := syscall.Wait4(process.Process.Pid, &stopped, syscall.WUNTRACED, nil); err != nil || !stopped.Stopped() {
+		t.Fatalf("the leader is %v, %v, want it stopped", stopped, err)
+	}
 	if _, err := io.WriteString(in, "commit\n"); err != nil {
 		t.Fatal(err)
 	}

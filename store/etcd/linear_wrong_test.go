@@ -67,7 +67,8 @@ func (s torn) Commit(ctx context.Context, txn store.Txn) (int64, error) {
 	return revision, err
 }
 
-// TestWrongStoresAreNotLinearizable shows that the check above can fail.
+// TestWrongStoresAreNotLinearizable shows that the check above can fail. A short
+// history may be one in which the mistake was not met, so there are a few.
 func TestWrongStoresAreNotLinearizable(t *testing.T) {
 	for name, wrong := range map[string]func(*etcd.Store) store.Store{
 		"stale reads":           func(s *etcd.Store) store.Store { return stale{s} },
@@ -78,12 +79,15 @@ func TestWrongStoresAreNotLinearizable(t *testing.T) {
 			continue
 		}
 		t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
-			seed := rand.Uint64()
-			t.Log(fmt.Sprint("seed=", seed))
-			calls := history(t, seed, 5*time.Second, wrong)
-			if verdict := porcupine.CheckOperationsTimeout(model, calls, time.Minute); verdict != porcupine.Illegal {
-				t.Errorf("%d calls of a store with %s are %s, want them illegal", len(calls), name, verdict)
+			const histories = 6
+			for range histories {
+				seed := rand.Uint64()
+				t.Log(fmt.Sprint("seed=", seed))
+				if porcupine.CheckOperationsTimeout(model, history(t, seed, 5*time.Second, wrong), time.Minute) == porcupine.Illegal {
+					return
+				}
 			}
+			t.Errorf("%d histories of a store with %s are linearizable, want one that is not", histories, name)
 		})
 	}
 }
