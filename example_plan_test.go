@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"sync"
 
 	"github.com/orchestrate-go/orchestrate"
+	"github.com/orchestrate-go/orchestrate/cron"
 	networkmemory "github.com/orchestrate-go/orchestrate/network/memory"
 	"github.com/orchestrate-go/orchestrate/node"
 	runtimememory "github.com/orchestrate-go/orchestrate/runtime/memory"
@@ -14,33 +17,45 @@ import (
 	storememory "github.com/orchestrate-go/orchestrate/store/memory"
 )
 
-// inMemory runs a fleet of one node until the returned function is called.
-func inMemory() (*orchestrate.Fleet, func()) {
+// inMemory runs a fleet of one node, n1, and those beside it until the returned
+// function is called.
+func inMemory(beside ...scheduler.Node) (*orchestrate.Fleet, func()) {
 	dir, err := os.MkdirTemp("", "fleet")
 	if err != nil {
 		panic(err)
 	}
 	store := storememory.New(storememory.Options{})
-	network := networkmemory.New(networkmemory.Options{})
-	agent, err := node.New(store, node.Options{
-		Node:    scheduler.Node{ID: "n1", Capacity: scheduler.Resources{CPU: 4 * orchestrate.Core, Memory: 8 * orchestrate.GiB}},
-		Runtime: runtimememory.New(runtimememory.Options{}), Network: network, Namespaces: network, Balancer: network, Dir: dir,
-	})
-	if err != nil {
-		panic(err)
-	}
-	fleet, err := orchestrate.New(store)
+	fleet, err := orchestrate.New(store, orchestrate.WithSchedules(cron.Parse))
 	if err != nil {
 		panic(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 2)
-	go func() { ended <- agent.Run(ctx) }()
-	go func() { ended <- fleet.Run(ctx) }()
+	var running sync.WaitGroup
+	running.Go(func() { fleet.Run(ctx) })
+	n1 := scheduler.Node{ID: "n1", Labels: map[string]string{"zone": "a"}, Capacity: scheduler.Resources{CPU: 4 * orchestrate.Core, Memory: 8 * orchestrate.GiB}}
+	for _, n := range append([]scheduler.Node{n1}, beside...) {
+		network := networkmemory.New(networkmemory.Options{})
+		agent, err := node.New(store, node.Options{
+			Node: n, Runtime: runtimememory.New(runtimememory.Options{}), Network: network, Namespaces: network, Balancer: network, Dir: filepath.Join(dir, n.ID),
+		})
+		if err != nil {
+			panic(err)
+		}
+		running.Go(func() { agent.Run(ctx) })
+	}
+	for { // until they are all there
+		nodes, err := fleet.Nodes(ctx)
+		if err != nil {
+			panic(err)
+		}
+		if len(nodes) == 1+len(beside) {
+			break
+		}
+	}
 	return fleet, func() {
 		cancel()
-		<-ended
-		<-ended
+		running.Wait()
+		fleet.Close()
 		os.RemoveAll(dir)
 	}
 }

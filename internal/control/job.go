@@ -224,6 +224,9 @@ func (s *State) planJob(svc *service, p *Plan) {
 		if t.Job.Attempt > 0 {
 			cause.Actor, cause.Reason = record.ActorPlanner, record.ReasonFailed
 		}
+		if old := s.lostOf(svc.key, t.Slot); old != nil {
+			cause.Actor, cause.Reason, cause.Trigger = record.ActorPlanner, record.ReasonNodeLost, "node/"+old.rec.Node
+		}
 		w.place(t, cause, placed.decisions[t.ID])
 	}
 	for _, st := range v.stops {

@@ -293,7 +293,6 @@ func (r *rehearsal) play(horizon time.Duration) (open bool) {
 			r.moved = r.now
 		}
 		r.write(p.Writes)
-		r.restless = true
 		for key, c := range r.cast {
 			if svc := r.state.services[key]; c.asked && c.awaited == nil && svc != nil {
 				c.awaited = svc.waits()
@@ -372,6 +371,7 @@ func (r *rehearsal) answer() []store.Write {
 		answers = append(answers, answer{t, key, st})
 	}
 	var writes []store.Write
+	r.restless = r.restless || len(answers) > 0
 	for _, a := range r.order.next(answers) {
 		if delete(r.unready, a.task); a.status.State.Final() {
 			r.movers[a.task.service.key] = true
