@@ -130,39 +130,14 @@ func (f *Fleet) stepCron(ctx context.Context, fence store.Condition, v *cronView
 	}
 	stateKey := record.Key(record.CronStates, v.ns, v.name)
 	b.guard(v.state, stateKey)
-	var state record.CronState
-	if v.state.Revision != 0 {
-		if err := json.Unmarshal(v.state.Value, &state); err != nil {
-			return wake, fmt.Errorf("read %s: %w", stateKey, err)
-		}
-	}
-	if !state.Created.Equal(rec.Created) {
-		state = record.CronState{Created: rec.Created}
-	}
-	items := map[string]store.Item{}
-	var runs []control.CronJobRun
-	for _, item := range v.runs {
-		j, job, err := readJob(item)
-		if err != nil {
-			return wake, err
-		}
-		if !job.Cron.Created.Equal(rec.Created) {
-			f.deleteRun(ctx, b, item) // of one of that name before
-			continue
-		}
-		r := control.CronJobRun{Name: j.Name, At: job.Cron.At}
-		run, err := f.run(ctx, v.ns, j.Name)
-		if err != nil {
-			return wake, err
-		}
-		if run != nil && run.Number == job.Run && run.Created.Equal(job.Created) {
-			r.State, r.Ended = run.State, run.Ended
-		}
-		items[j.Name] = item
-		runs = append(runs, r)
-	}
 	now := time.Now().UTC()
-	step := control.DecideCron(f.controlCron(&c, &rec), state, runs, now)
+	step, items, strangers, err := f.decideCron(ctx, v, &c, &rec, now)
+	if err != nil {
+		return wake, err
+	}
+	for _, item := range strangers {
+		f.deleteRun(ctx, b, item)
+	}
 	for _, name := range slices.Concat(step.Expired, step.Replaced) {
 		f.deleteRun(ctx, b, items[name])
 	}
@@ -205,6 +180,44 @@ func (f *Fleet) stepCron(ctx context.Context, fence store.Condition, v *cronView
 		return step.Wake, nil
 	}
 	return step.Wake, f.commit(ctx, b)
+}
+
+// decideCron decides what to do about a cron job. Items are its runs by name, and
+// strangers those of one that had the name before.
+func (f *Fleet) decideCron(ctx context.Context, v *cronView, c *CronJob, rec *record.Cron, now time.Time) (
+	step control.CronStep, items map[string]store.Item, strangers []store.Item, err error) {
+	var state record.CronState
+	if v.state.Revision != 0 {
+		if err := json.Unmarshal(v.state.Value, &state); err != nil {
+			return step, nil, nil, fmt.Errorf("read %s: %w", v.state.Key, err)
+		}
+	}
+	if !state.Created.Equal(rec.Created) {
+		state = record.CronState{Created: rec.Created}
+	}
+	items = map[string]store.Item{}
+	var runs []control.CronJobRun
+	for _, item := range v.runs {
+		j, job, err := readJob(item)
+		if err != nil {
+			return step, nil, nil, err
+		}
+		if !job.Cron.Created.Equal(rec.Created) {
+			strangers = append(strangers, item)
+			continue
+		}
+		r := control.CronJobRun{Name: j.Name, At: job.Cron.At}
+		run, err := f.run(ctx, v.ns, j.Name)
+		if err != nil {
+			return step, nil, nil, err
+		}
+		if run != nil && run.Number == job.Run && run.Created.Equal(job.Created) {
+			r.State, r.Ended = run.State, run.Ended
+		}
+		items[j.Name] = item
+		runs = append(runs, r)
+	}
+	return control.DecideCron(f.controlCron(c, rec), state, runs, now), items, strangers, nil
 }
 
 // maxTriggers bounds how many runs are made in one commit.

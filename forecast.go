@@ -23,6 +23,9 @@ type Forecast struct {
 	// Services are those that something would happen to, by name, and those
 	// whose specs would change.
 	Services []PlannedService `json:"services,omitempty"`
+	// Crons are the cron jobs whose specs would change, or whose time is supposed to
+	// come. Their runs are jobs in Services.
+	Crons []PlannedCron `json:"crons,omitempty"`
 	// Nodes are the fleet's nodes by ID, with what they have left then.
 	Nodes []PlannedNode `json:"nodes,omitempty"`
 	// Total is the same of all nodes together that may get tasks.
@@ -45,10 +48,14 @@ type Forecast struct {
 
 // PlannedService is what would become of a service, or of a job.
 type PlannedService struct {
-	Kind     string `json:"kind"`    // KindService, KindJob
-	Service  string `json:"service"` // NAMESPACE/NAME
-	Asked    bool   `json:"asked"`   // its spec changes; else it would be affected, or is under way
-	Kept     int    `json:"kept"`    // tasks that nothing happens to
+	Kind    string `json:"kind"`    // KindService, KindJob
+	Service string `json:"service"` // NAMESPACE/NAME
+	Asked   bool   `json:"asked"`   // its spec changes; else it would be affected, or is under way
+	Kept    int    `json:"kept"`    // tasks that nothing happens to
+	// CronJob is set in a run of one whose spec would change, NAMESPACE/NAME. Asked
+	// says then that it begins at once; else it is removed or, the next one that
+	// comes, played as if its time were now.
+	CronJob  string `json:"cronJob,omitempty"`
 	Revision int64  `json:"revision,omitempty"`
 	// Outcome of its rollout, [RolloutWaiting] when that waits for a call or for
 	// what is in Waiting, or of a job's run, whose number Revision then is; empty
@@ -258,6 +265,9 @@ const maxTasksShown = 20
 // String is the forecast as a table for people.
 func (f *Forecast) String() string {
 	var b strings.Builder
+	for i := range f.Crons {
+		f.Crons[i].write(&b)
+	}
 	for i := range f.Services {
 		f.Services[i].write(&b)
 	}
@@ -315,7 +325,12 @@ func (s *PlannedService) write(b *strings.Builder) {
 	if s.Reason != "" {
 		fmt.Fprintf(b, " (%s)", s.Reason)
 	}
-	if !s.Asked {
+	switch {
+	case s.CronJob != "" && !s.Asked && s.Outcome != RolloutRemoved:
+		b.WriteString("; the next run of " + s.CronJob + ", if it came now")
+	case s.CronJob != "":
+		b.WriteString("; a run of " + s.CronJob)
+	case !s.Asked:
 		b.WriteString("; its spec does not change")
 	}
 	b.WriteByte('\n')

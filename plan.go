@@ -130,6 +130,11 @@ func (f *Fleet) rehearse(ctx context.Context, objects []Object, images map[strin
 	asked := map[string]bool{}
 	for _, o := range objects {
 		asked[o.object()] = true
+		if r, ok := o.(Removal); ok && r.Kind == "" { // of whichever has the name
+			for _, kind := range []string{KindJob, KindCronJob} {
+				asked[Removal{Kind: kind, Name: r.Name}.object()] = true
+			}
+		}
 	}
 	var services []string
 	for _, w := range b.Writes {
@@ -146,8 +151,13 @@ func (f *Fleet) rehearse(ctx context.Context, objects []Object, images map[strin
 			}
 		}
 	}
-	r := state.Rehearse(b.Writes, p.Made, control.RehearseOptions{Services: services})
+	crons, err := f.foresee(ctx, b.Writes, p.Made)
+	if err != nil {
+		return nil, nil, err
+	}
+	r := state.Rehearse(slices.Concat(b.Writes, crons.writes), p.Made, control.RehearseOptions{Services: append(services, crons.names()...)})
 	p.Forecast = readForecast(&r, p.Made)
+	crons.mark(&p.Forecast)
 	return p, &stagedPlan{b, decided(state, leader, &p.Forecast)}, nil
 }
 
@@ -221,6 +231,9 @@ func planned(old store.Item, w store.Write) (c PlannedChange, ok bool, err error
 			c.Diff = diffSpecs(before, after)
 		}
 		return c, true, nil
+	}
+	if strings.HasPrefix(w.Key, record.Directives) && w.Delete {
+		return c, false, nil // what was told of a service goes with it
 	}
 	if !strings.HasPrefix(w.Key, guards) {
 		return c, false, fmt.Errorf("a plan cannot say what writing %s does", w.Key) // and must not do it in silence

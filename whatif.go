@@ -22,8 +22,10 @@ type What func(context.Context, *supposition) error
 // supposition is what is supposed to happen, as it would be written.
 type supposition struct {
 	fleet    *Fleet
+	now      time.Time
 	writes   []store.Write
 	services []string // whose specs change
+	crons    cronForesight
 }
 
 // WhatIf returns what would follow if all of what happened now, and changes
@@ -37,7 +39,7 @@ func (f *Fleet) WhatIf(ctx context.Context, what ...What) (*Forecast, error) {
 		return nil, err
 	}
 	defer done()
-	s := &supposition{fleet: f}
+	s := &supposition{fleet: f, now: time.Now().UTC(), crons: cronForesight{runs: map[string]string{}, begun: map[string]bool{}}}
 	for _, w := range what {
 		if err := w(ctx, s); err != nil {
 			return nil, err
@@ -47,9 +49,10 @@ func (f *Fleet) WhatIf(ctx context.Context, what ...What) (*Forecast, error) {
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now().UTC()
-	r := state.Rehearse(last(s.writes), now, control.RehearseOptions{Services: s.services})
-	forecast := readForecast(&r, now)
+	s.services = append(s.services, s.crons.names()...)
+	r := state.Rehearse(last(slices.Concat(s.writes, s.crons.writes)), s.now, control.RehearseOptions{Services: s.services})
+	forecast := readForecast(&r, s.now)
+	s.crons.mark(&forecast)
 	return &forecast, nil
 }
 
@@ -278,6 +281,11 @@ func Applied(objects ...Object) What {
 		}
 		s.writes = append(s.writes, b.Writes...)
 		for _, w := range b.Writes {
+			if parts := record.Split(w.Key, record.Crons, 2); parts != nil {
+				if err := s.fleet.foreseeCron(ctx, &s.crons, w, parts[0], parts[1], s.now, false); err != nil {
+					return err
+				}
+			}
 			for _, prefix := range []string{record.Services, record.Jobs} {
 				if name, ok := strings.CutPrefix(w.Key, prefix); ok {
 					s.services = append(s.services, name)

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -36,7 +37,7 @@ func TestMain(m *testing.M) {
 // spec is the spec of a service in these tests.
 type spec struct {
 	Replicas int             `json:"replicas"`
-	Image    string          `json:"image"` // what its tasks do: see agent
+	Image    string          `json:"image"` // what its tasks do: see agent; "v1/200" takes 200 of memory, and can be changed in place to "v1/300"
 	Memory   int64           `json:"memory"`
 	Priority int32           `json:"priority"`
 	Networks []string        `json:"networks,omitempty"`
@@ -76,6 +77,12 @@ func decode(namespace, name string, rec record.Service, at *record.Revision) (co
 		Template: template, Request: scheduler.Request{Resources: scheduler.Resources{Memory: s.Memory}, Priority: s.Priority},
 		Networks: s.Networks, Ports: s.Ports, Update: s.Update, Global: s.Global, Stateful: s.Stateful, Budget: s.Budget, Scaled: s.Scaled,
 		DependsOn: s.DependsOn, LostAfter: s.LostAfter, KeepOriginal: s.KeepOriginal,
+	}
+	if shape, memory, ok := strings.Cut(s.Image, "/"); ok {
+		if w.Request.Resources.Memory, err = strconv.ParseInt(memory, 10, 64); err != nil {
+			return control.Workload{}, err
+		}
+		w.Shape = shape
 	}
 	w.Images, w.Request.Images = []record.NextImage{{Ref: s.Image}}, []string{s.Image}
 	if s.Stateful != nil {

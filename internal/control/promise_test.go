@@ -49,6 +49,7 @@ func (p *promises) check(plan control.Plan) {
 	s := p.s
 	keys := map[string]bool{}
 	retired := map[string]int{} // by service: tasks that served and are stopped for another to take their place
+	resized := map[string]int{} // tasks that are changed in place
 	moved := map[string]int{}   // of those that are retired, because they are to go elsewhere
 	failed := map[string]bool{}
 	next := map[string]record.Rollout{}
@@ -83,6 +84,12 @@ func (p *promises) check(plan control.Plan) {
 		if old.Stop != nil {
 			p.breaks("%s was told to stop (%s) and is written again", s.alias(t.ID), old.Stop.Reason)
 		}
+		if t.Stop == nil && t.Hash != old.Hash {
+			p.resized(t, old)
+			resized[t.Service]++
+			delete(told, t.ID)
+			continue
+		}
 		if s.serves(old) { // a plan that moves the traffic stops nothing
 			if t.Stop.Reason == record.ReasonUpdated || t.Stop.Reason == record.ReasonRolled || t.Stop.Reason == record.ReasonDrained {
 				retired[t.Service]++
@@ -102,6 +109,9 @@ func (p *promises) check(plan control.Plan) {
 		if !failed[name] {
 			p.crowd(name, next[name], starts[name], told)
 		}
+	}
+	for name, n := range resized {
+		p.paced(name, n)
 	}
 	for name, n := range retired {
 		sp := s.specs[name]
@@ -124,6 +134,46 @@ func (p *promises) check(plan control.Plan) {
 		if serving < floor {
 			p.breaks("%d tasks of %s are stopped to be replaced, which leaves %d serving, want at least %d", n, name, serving, floor)
 		}
+	}
+}
+
+// resized checks a task that is changed in place.
+func (p *promises) resized(t, old record.Task) {
+	s := p.s
+	st, _ := s.status(old)
+	switch {
+	case t.Shape == "" || t.Shape != old.Shape || t.Resized.IsZero():
+		p.breaks("%s is changed in place from %s to %s, which are not alike", s.alias(t.ID), old.Hash, t.Hash)
+	case st.State.Final() || st.Refused == t.Hash:
+		p.breaks("%s is changed in place to %s, and has ended (%s) or refused that (%s)", s.alias(t.ID), t.Hash, st.State, st.Refused)
+	case t.Slot != old.Slot || t.Node != old.Node || !t.Created.Equal(old.Created):
+		p.breaks("%s is changed in place, and is another task", s.alias(t.ID))
+	}
+	var n record.Node
+	unmarshal(s.t, s.kv[record.Key(record.Nodes, t.Node)].Value, &n)
+	used := t.Request.Resources.Memory
+	for _, o := range s.tasks("") {
+		if st, _ := s.status(o); o.Node == t.Node && o.ID != t.ID && !st.State.Final() {
+			used += o.Request.Resources.Memory
+		}
+	}
+	if grows := t.Request.Resources.Memory > old.Request.Resources.Memory; grows && used > n.Capacity.Memory || !n.Resizes {
+		p.breaks("%s is changed in place to %s on %s, which has %d and would have given %d", s.alias(t.ID), t.Hash, t.Node, n.Capacity.Memory, used)
+	}
+}
+
+// paced checks that no more tasks are changed in place at a time than the update
+// says: those that have been and are not in force yet count.
+func (p *promises) paced(name string, n int) {
+	s, sp, r := p.s, p.s.specs[name], p.s.rollout(name)
+	most := max(1, share(cmp.Or(sp.Update.Parallelism, -25), sp.Replicas, up))
+	for _, t := range s.tasks(name) {
+		if st, _ := s.status(t); !t.Resized.IsZero() && t.Stop == nil && !st.State.Final() && st.InForce != t.Hash && st.Refused != t.Hash && t.Hash == r.Current().Hash {
+			n++
+		}
+	}
+	if n > most {
+		p.breaks("%d tasks of %s are changed in place at a time, want at most %d", n, name, most)
 	}
 }
 

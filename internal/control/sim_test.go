@@ -195,6 +195,8 @@ func (s *sim) tell(w store.Write) {
 		unmarshal(s.t, w.Value, &t)
 		if t.Erase {
 			s.printf("erase the volumes of %s.%d on %s: %s", t.Service, t.Slot, t.Node, t.Stop.Reason)
+		} else if was := s.hash(old); had && t.Stop == nil && was != t.Hash {
+			s.printf("resize %s on %s: %s → %s", s.alias(t.ID), t.Node, was, t.Hash)
 		} else if had && t.Stop == nil {
 			s.printf("fetch on %s, while %s serves: %s", t.Node, s.alias(t.ID), t.Next.Images[0].Ref)
 		} else if had {
@@ -232,6 +234,15 @@ func (s *sim) tell(w store.Write) {
 	default:
 		s.t.Fatalf("the planner writes %s, which is not the leader's to write", w.Key)
 	}
+}
+
+// hash is that of a task's record.
+func (s *sim) hash(item store.Item) string {
+	var t record.Task
+	if item.Value != nil {
+		unmarshal(s.t, item.Value, &t)
+	}
+	return t.Hash
 }
 
 func describe(r, old record.Rollout) string {

@@ -559,8 +559,11 @@ func (s *State) changeStatus(key string, c store.Change) error {
 		if st.Ready.Before(s.now) && !st.Ready.IsZero() {
 			t.since = st.Ready
 		}
-		if st.InForceSince.After(t.since) && st.InForceSince.Before(s.now) {
+		if st.InForceSince.After(t.since) {
 			t.since = st.InForceSince
+		}
+		if t.since.After(s.now) { // by its node's clock
+			t.since = s.now
 		}
 	case old == nil || old.State != record.Ready || !old.Ready.Equal(st.Ready) || old.InForce != st.InForce:
 		t.since = s.now

@@ -66,6 +66,7 @@ func TestStories(t *testing.T) {
 // play does one command and lets the planner answer.
 //
 //	node ID [memory=N] [zone=Z] [fence=D] [fetches=yes]   a node joins, or is changed, with memory 1000 unless said
+//	inforce|refuses|killed TASK...  what became of bounds that were changed: set, not to be set, and the death of it
 //	taint ID KEY                keeps new tasks off it
 //	volume NODE SERVICE SLOT NAME [REACH]   its agent has the volume, reached from there alone unless said
 //	gone NODE SERVICE SLOT NAME             and has it no more
@@ -110,6 +111,8 @@ func (s *sim) play(line string) {
 				n.Labels, n.Topology["zone"] = map[string]string{"zone": value}, value
 			case "fetches":
 				n.Fetches = value == "yes"
+			case "resizes":
+				n.Resizes = value == "yes"
 			case "fence":
 				n.Fence = s.duration(value)
 			default:
@@ -168,6 +171,8 @@ func (s *sim) play(line string) {
 	case "remove":
 		s.commit(store.Delete(record.Key(record.Services, "default", args[0])))
 		delete(s.specs, args[0])
+	case "inforce", "refuses", "killed":
+		s.bounds(words[0], args)
 	case "starting", "ready", "unready", "fails", "hopeless", "ends", "fetched", "misfetched", "unfetchable":
 		s.say(words[0], args)
 	case "exits":

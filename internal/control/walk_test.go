@@ -12,6 +12,8 @@ import (
 
 	"github.com/orchestrate-go/orchestrate/internal/control"
 	"github.com/orchestrate-go/orchestrate/internal/record"
+	"github.com/orchestrate-go/orchestrate/scheduler"
+	"github.com/orchestrate-go/orchestrate/store"
 )
 
 var (
@@ -63,6 +65,12 @@ func TestWalk(t *testing.T) {
 		{replicas: 3, parallelism: 2, onFailure: control.RollBack, calm: true},
 		{replicas: 3, parallelism: 2, stopFirst: true, onFailure: control.RollBack, calm: true},
 
+		{replicas: 1, parallelism: 1, resize: true, onFailure: control.RollBack},
+		{replicas: 2, parallelism: 1, resize: true},
+		{replicas: 2, parallelism: 1, resize: true, tight: true, onFailure: control.RollBack},
+		{replicas: 2, parallelism: 1, resize: true, stopFirst: true, onFailure: control.RollBack},
+		{replicas: 3, parallelism: 2, resize: true, onFailure: control.RollBack, calm: true},
+
 		of(canary, func(w *walk) { w.replicas, w.promote, w.abort = 1, true, true }),
 		of(canary, func(w *walk) { w.replicas, w.manual, w.promote, w.abort = 1, true, true, true }),
 		of(canary, func(w *walk) { w.replicas = 2 }),
@@ -112,9 +120,12 @@ type walk struct {
 	onFailure                       control.Action
 	// What else can happen: a third revision, a promotion or abortion by call.
 	third, promote, abort bool
-	troubles              int
-	calm                  bool // one trouble less, for what is large without it
-	long                  bool
+	// resize has the update change resources alone, on nodes that can do that to
+	// tasks that run; tight gives one of them no room for it.
+	resize, tight bool
+	troubles      int
+	calm          bool // one trouble less, for what is large without it
+	long          bool
 
 	seen map[string]bool
 	ends map[string]int
@@ -132,7 +143,7 @@ func (w *walk) String() string {
 		{fmt.Sprintf("by%d", w.parallelism), w.parallelism != 0}, {fmt.Sprintf("surge%d", w.surge), w.surge != 0},
 		{fmt.Sprintf("unavailable%d", w.unavailable), w.unavailable != 0}, {"stopfirst", w.stopFirst},
 		{string(w.strategy), w.strategy != ""}, {"manual", w.manual}, {"third", w.third}, {"promote", w.promote},
-		{"abort", w.abort}, {string(w.onFailure), w.onFailure != ""}, {"calm", w.calm},
+		{"abort", w.abort}, {"resize", w.resize}, {"tight", w.tight}, {string(w.onFailure), w.onFailure != ""}, {"calm", w.calm},
 	} {
 		if part.is {
 			name += "," + part.name
@@ -158,9 +169,18 @@ func (w *walk) spec(image string) spec {
 func (w *walk) run(t *testing.T) {
 	w.seen, w.ends, w.next = map[string]bool{}, map[string]int{}, map[string]string{}
 	s := newSim(t)
-	s.node("n1", 1000)
-	s.node("n2", 1000)
-	s.apply("web", w.spec("v1"))
+	first, second := "v1", "v2"
+	if w.resize {
+		first, second = "v1/100", "v1/200"
+	}
+	for i, id := range []string{"n1", "n2"} {
+		n := record.Node{Node: scheduler.Node{ID: id, Ready: true, Capacity: scheduler.Resources{Memory: 1000}}, Resizes: w.resize}
+		if w.tight && i == 0 {
+			n.Capacity.Memory = 150
+		}
+		s.commit(store.Put(record.Key(record.Nodes, id), marshal(t, n)), store.Put(record.Key(record.Alive, id), nil))
+	}
+	s.apply("web", w.spec(first))
 	s.plan()
 	for _, task := range s.tasks("web") {
 		s.report(task, record.Ready, nil)
@@ -169,7 +189,7 @@ func (w *walk) run(t *testing.T) {
 	if r := s.rollout("web"); r.State != record.RolloutCompleted {
 		t.Fatalf("v1 is %s before the walk begins", r.State)
 	}
-	s.apply("web", w.spec("v2"))
+	s.apply("web", w.spec(second))
 	s.plan()
 	w.visit(t, s, nil, 0)
 	t.Logf("%d states, %v", len(w.seen), w.ends)
@@ -292,6 +312,15 @@ func (w *walk) actions(s *sim) []action {
 			say(record.Stopped, 0, nil)
 			continue
 		}
+		if !task.Resized.IsZero() && st.InForce != task.Hash && st.Refused != task.Hash {
+			set := func(what string, trouble int, change func(*record.Status)) {
+				out = append(out, action{name + " " + what, trouble, func(s *sim) { s.amend(task, change) }})
+			}
+			set("has its new bounds", 0, func(st *record.Status) { st.InForce, st.InForceSince = task.Hash, s.now })
+			set("is refused them", 1, func(st *record.Status) { st.Refused = task.Hash })
+		} else if !task.Resized.IsZero() && st.InForce == task.Hash && st.State == record.Ready {
+			say(record.Running, 1, &record.Failure{Kind: record.FailedOOM, Message: "out of memory"})
+		}
 		if st.State == record.Ready {
 			say(record.Running, 1, nil)
 		} else {
@@ -365,6 +394,10 @@ func fingerprint(s *sim) string {
 			age = min(s.now.Sub(st.Ready), walkMonitor)
 		}
 		fmt.Fprintf(&b, " %d %s %v %s %v %v", t.Slot, t.Hash, t.Stop != nil, st.State, age, st.Ready.IsZero())
+		if !t.Resized.IsZero() {
+			killed := st.Failure != nil && st.Failure.Kind == record.FailedOOM && st.Failure.At.After(st.InForceSince)
+			fmt.Fprintf(&b, " %v %v %v %v %s", st.InForce == t.Hash, min(s.now.Sub(st.InForceSince), walkMonitor), st.Refused, killed, t.Node)
+		}
 	}
 	return b.String()
 }
