@@ -24,6 +24,7 @@ import (
 	"github.com/orchestrate-go/orchestrate/remote"
 	"github.com/orchestrate-go/orchestrate/runtime"
 	"github.com/orchestrate-go/orchestrate/runtime/registry"
+	"github.com/orchestrate-go/orchestrate/store"
 	"github.com/orchestrate-go/orchestrate/store/etcd"
 	"github.com/orchestrate-go/orchestrate/store/etcd/embed"
 )
@@ -149,13 +150,14 @@ func (c *Control) open(ctx context.Context, dir string) (err error) {
 	}
 	c.run(func(ctx context.Context) error { return c.registrar.Serve(ctx, listener) })
 	c.Fleet, err = orchestrate.New(c.store, append([]orchestrate.Option{
-		orchestrate.WithID(o.Name), orchestrate.WithLogger(o.Logger), orchestrate.WithAccess(remote.Access(c.store, c.self)),
+		orchestrate.WithLogger(o.Logger), orchestrate.WithAccess(remote.Access(c.store, c.self)),
 		orchestrate.WithResolver(&registry.Resolver{Credentials: o.Credentials}), orchestrate.WithSchedules(cron.Parse),
-	}, o.Fleet...)...)
+	}, append(slices.Clone(o.Fleet), orchestrate.WithID(o.Name))...)...)
 	if err != nil {
 		return err
 	}
 	c.run(c.Fleet.Run)
+	c.run(c.keepApart)
 	c.run(func(ctx context.Context) error { // the store does without this member, but it is to be known
 		select {
 		case <-ctx.Done():
@@ -254,6 +256,38 @@ func (c *Control) enableAccess(ctx context.Context) error {
 		case <-c.etcd.Done():
 			return c.etcd.Err()
 		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// apartEvery is how often it is looked whether the two leaders are on one machine.
+const apartEvery = 500 * time.Millisecond
+
+// keepApart moves etcd's lead away from the control plane that leads the fleet.
+// Else losing that machine costs an election of etcd and then, since that begins
+// the time of every lease anew, all of the lease that the fleet's next leader
+// waits for, and not what was left of it.
+func (c *Control) keepApart(ctx context.Context) error {
+	if len(c.opts.Members) < 3 {
+		return nil // the other would lead nothing without this one
+	}
+	tick := time.NewTicker(apartEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if !c.etcd.Leads() {
+			continue
+		}
+		leader, err := store.Election{Store: c.store}.Leader(ctx)
+		if err != nil || leader.ID != c.opts.Name {
+			continue
+		}
+		if err := c.etcd.Yield(); err != nil {
+			c.opts.Logger.Debug("etcd's leader is where the fleet's is", "error", err)
 		}
 	}
 }
