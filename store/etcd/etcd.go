@@ -10,6 +10,7 @@ import (
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 
 	"github.com/orchestrate-go/orchestrate/store"
 	"github.com/orchestrate-go/orchestrate/store/etcd/internal/zapslog"
@@ -46,6 +47,14 @@ const (
 	deadAfter = 3 * time.Second
 )
 
+// reconnect is how a connection is tried again. By gRPC's own ways a client that
+// was without servers for some minutes would not look for them again for up to two
+// more, and a node that is back would count as lost for as long.
+var reconnect = grpc.ConnectParams{
+	Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+	MinConnectTimeout: 3 * time.Second,
+}
+
 // callOptions are what the client gives to its own calls.
 var callOptions = []grpc.CallOption{
 	grpc.WaitForReady(true),
@@ -71,6 +80,7 @@ func Open(opts Options) (*Store, error) {
 		DialKeepAliveTime:    pingEvery,
 		DialKeepAliveTimeout: deadAfter,
 		Logger:               zapslog.New(opts.Logger),
+		DialOptions:          []grpc.DialOption{grpc.WithConnectParams(reconnect)},
 	})
 	if err != nil {
 		return nil, &Error{Op: "open etcd", Kind: kindOf(err), Err: err}

@@ -293,3 +293,26 @@ func TestLeaseOutlivesAServer(t *testing.T) {
 		t.Errorf("KeepAlive: %v, want the lease alive", err)
 	}
 }
+
+// TestBackAfterAnOutage has a store that was without servers for a while: a call
+// that is made once they are back is answered, however long they were away.
+func TestBackAfterAnOutage(t *testing.T) {
+	c := etcdtest.New(t, 1)
+	s, err := etcd.Open(etcd.Options{Endpoints: c.Endpoints(), Prefix: "/", Timeout: 2 * time.Second, Logger: etcdtest.Logger()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	put(t, s, "/x", nil)
+	c.Kill(0)
+	for end := time.Now().Add(11 * time.Second); time.Now().Before(end); {
+		if _, err := s.List(t.Context(), "/"); !errors.Is(err, etcd.ErrUnavailable) {
+			t.Fatalf("List without a server: %v, want ErrUnavailable", err)
+		}
+	}
+	c.Start(0)
+	put(t, dial(t, c.Endpoints()), "/y", nil) // it serves
+	if got, err := s.List(t.Context(), "/"); err != nil || len(got.Items) != 2 {
+		t.Errorf("List with a server again: %d items, %v; want 2", len(got.Items), err)
+	}
+}
