@@ -44,6 +44,10 @@ say "a thousand short tasks as one job, on real containers"
 CGO_ENABLED=0 go build -trimpath -ldflags=-s -o .cache/bin/batch ./examples/batch
 .cache/bin/batch || status=1
 
+say "a cluster of six machines that loses two of them, on real containers"
+CGO_ENABLED=0 go build -trimpath -ldflags=-s -o .cache/bin/cluster ./examples/cluster
+.cache/bin/cluster || status=1
+
 .cache/bin/leftovers -check .cache/before.json || status=1
 if [ $status = 0 ]; then say "all passed, and nothing is left on the machine"; fi
 exit $status
