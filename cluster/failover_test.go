@@ -177,7 +177,6 @@ func TestFailover(t *testing.T) {
 				return len(nodes) == 3 && !slices.Contains(nodes, lost)
 			})
 			replaced.add(time.Since(cut))
-			t.Logf("%s cut: %v", lost, time.Since(cut))
 			time.Sleep(200 * time.Millisecond)
 			l.stop()
 			traffic.add(l.last(cut).Sub(cut))

@@ -140,7 +140,7 @@ func (m *machine) control(ctx context.Context, log *slog.Logger) error {
 	c, err := cluster.OpenControl(ctx, m.Dir, cluster.ControlOptions{
 		Name: m.Name, Members: m.Members, Authority: authority, Logger: log,
 		Fleet: []orchestrate.Option{
-			orchestrate.WithLeaseTTL(m.LeaderTTL), orchestrate.WithLostAfter(m.LostAfter), orchestrate.WithLossLimit("100%"),
+			orchestrate.WithLeaseTTL(m.LeaderTTL), orchestrate.WithLostAfter(m.LostAfter), orchestrate.WithLossLimit("1000"),
 		},
 	})
 	if err != nil {
@@ -151,11 +151,11 @@ func (m *machine) control(ctx context.Context, log *slog.Logger) error {
 			if _, err := os.Stat(m.shared(fileToken + name)); err == nil {
 				continue
 			}
-			make := c.NewToken
+			newToken := c.NewToken
 			if name == operator {
-				make = c.NewClientToken
+				newToken = c.NewClientToken
 			}
-			token, err := make(ctx, name)
+			token, err := newToken(ctx, name)
 			if err == nil {
 				err = os.WriteFile(m.shared(fileToken+name+".new"), []byte(token), 0o600)
 			}

@@ -3,10 +3,13 @@
 // it does:
 //
 //	web     nothing
-//	ledger  keeps the lines that it gets by POST /add in /data/lines, on disk before
-//	        it answers, and answers all of them to GET /lines. While it runs it
-//	        holds a lock on the file /witness/HOSTNAME: where another holds it,
-//	        there are two of one slot, and that is written to /witness/twice.
+//	alone   while it runs it holds a lock on the file /witness/HOSTNAME: where
+//	        another holds it, there are two of one slot, and that is written to
+//	        /witness/twice
+//	ledger  that too; and it keeps the lines that it gets by POST /add in /data/lines, on disk before
+//	        it answers, and answers all of them to GET /lines
+//
+// Each answer has the hostname in its header Host-Name.
 package main
 
 import (
@@ -39,19 +42,25 @@ func run(role string) error {
 	mux.HandleFunc("GET /", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, host) })
 	switch role {
 	case "web":
-	case "ledger":
+	case "alone", "ledger":
 		lock, err := witness(host)
 		if err != nil {
 			return err
 		}
 		defer lock.Close()
-		if err := keep(mux); err != nil {
+		if role == "ledger" {
+			err = keep(mux)
+		}
+		if err != nil {
 			return err
 		}
 	default:
 		return fmt.Errorf("no role %q", role)
 	}
-	server := &http.Server{Addr: ":8080", Handler: mux}
+	server := &http.Server{Addr: ":8080", Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Host-Name", host)
+		mux.ServeHTTP(w, r)
+	})}
 	ended := make(chan error, 1)
 	go func() { ended <- server.ListenAndServe() }()
 	select {
