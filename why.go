@@ -16,12 +16,14 @@ import (
 // Explanation is why something is as it is, from the events that are kept. It is
 // plain data.
 type Explanation struct {
-	// Subject is what was asked about: a task's ID, or NAMESPACE/NAME.
+	// Subject is what was asked about: a task's ID, or NAMESPACE/NAME, and Kind
+	// then which of KindService, KindJob and KindCronJob it is or was.
 	Subject string `json:"subject"`
-	Task    *Task  `json:"task,omitempty"` // as it is; nil when it is gone, or a service was asked about
+	Kind    string `json:"kind,omitempty"`
+	Task    *Task  `json:"task,omitempty"` // as it is; nil when it is gone, or a name was asked about
 	// Events are those that answer, the oldest first. Of a task: that it was
 	// placed, why its node was chosen (Decision) and what for (Cause); that it
-	// failed, was told to stop, and is gone. Of a service: the last change of its
+	// failed, was told to stop, and is gone. Of a name: the last change of its
 	// spec and what became of that, and why replicas have no place.
 	Events []Event `json:"events,omitempty"`
 	// Because are the events that set those off: that a spec was applied, a node
@@ -30,15 +32,28 @@ type Explanation struct {
 	// Silent says, of a task whose node is not heard of, what is waited for. It is
 	// for people.
 	Silent string `json:"silent,omitempty"`
-	// Unplaced is set while replicas of the service have no place: why, and what
-	// would help.
+	// Unplaced is set while replicas, or indexes of a job or of a cron job's run,
+	// have no place: why, and what would help. Blocked says it to people, and also
+	// what else is in the way: a network that is missing, a schedule that cannot be
+	// read or is suspended, a run that goes on.
 	Unplaced *scheduler.Decision `json:"unplaced,omitempty"`
+	Blocked  string              `json:"blocked,omitempty"`
+	// WaitsFor is what it depends on that does not hold.
+	WaitsFor []Unmet `json:"waitsFor,omitempty"`
+	// Lacks are the nodes on which a global service has no task.
+	Lacks []Lack `json:"lacks,omitempty"`
 }
 
-// Why explains a task, by its ID, or a service: why it is where it is, why it was
-// stopped, why replicas have no place, who wanted it. Tasks that are gone are
-// explained as long as their events are kept. What neither is nor is remembered is
-// a [*NameError].
+// Lack is a node on which a global service has no task, and why.
+type Lack struct {
+	Node string `json:"node"`
+	Why  string `json:"why"`
+}
+
+// Why explains a task, by its ID, or a service, a job or a cron job, by its name:
+// why it is where it is, why it was stopped, why replicas have no place, why
+// nothing runs, who wanted it. What is gone is explained as long as its events are
+// kept. What neither is nor is remembered is a [*NameError].
 func (f *Fleet) Why(ctx context.Context, subject string) (*Explanation, error) {
 	ctx, done, err := f.begin(ctx)
 	if err != nil {
@@ -59,7 +74,7 @@ func (f *Fleet) Why(ctx context.Context, subject string) (*Explanation, error) {
 		return nil, err
 	}
 	if x.Task == nil && x.Events == nil {
-		if err := f.whyService(ctx, x, all); err != nil {
+		if err := f.whyName(ctx, x, all); err != nil {
 			return nil, err
 		}
 	}
@@ -94,47 +109,6 @@ func (f *Fleet) findTask(ctx context.Context, x *Explanation) error {
 		t, err := readTask(&rec, status.Value)
 		x.Task = &t
 		return err
-	}
-	return nil
-}
-
-func (f *Fleet) whyService(ctx context.Context, x *Explanation, all []Event) error {
-	ns, name := splitName(x.Subject)
-	x.Subject = ns + "/" + name
-	var rollout record.Rollout
-	item, found, err := getKey(ctx, f.store, record.Key(record.Rollouts, ns, name))
-	if err != nil {
-		return err
-	}
-	if found {
-		if err := json.Unmarshal(item.Value, &rollout); err != nil {
-			return fmt.Errorf("read %s: %w", item.Key, err)
-		}
-	}
-	for _, e := range slices.Backward(all) {
-		if e.Namespace != ns || e.Service != name {
-			continue
-		}
-		found = true
-		switch e.Kind {
-		case TaskUnplaced:
-			if rollout.Unplaced == "" || x.Unplaced != nil || e.Decision == nil {
-				continue
-			}
-			x.Unplaced = e.Decision
-		case RolloutSucceeded, RolloutStopped, RollbackStarted, RollbackSucceeded, RollbackStopped, RolloutStarted, ServiceGone:
-		case ServiceApplied, ServiceRemoved:
-			x.Events = append(x.Events, e)
-			slices.Reverse(x.Events)
-			return nil
-		default:
-			continue
-		}
-		x.Events = append(x.Events, e)
-	}
-	slices.Reverse(x.Events)
-	if !found {
-		return &NameError{"task or service", x.Subject}
 	}
 	return nil
 }
@@ -180,9 +154,21 @@ func (x *Explanation) String() string {
 			fmt.Fprintf(&b, ", and is to stop: %s", t.Stopping)
 		}
 	}
+	if x.Kind != "" {
+		fmt.Fprintf(&b, " is a %s", x.Kind)
+	}
 	b.WriteByte('\n')
 	if x.Silent != "" {
 		fmt.Fprintf(&b, "  %s\n", x.Silent)
+	}
+	if x.Blocked != "" {
+		fmt.Fprintf(&b, "  now: %s\n", strings.ReplaceAll(x.Blocked, "\n", "\n    "))
+	}
+	for _, u := range x.WaitsFor {
+		fmt.Fprintf(&b, "  it waits: %s\n", u)
+	}
+	for _, l := range x.Lacks {
+		fmt.Fprintf(&b, "  no task on %s: it %s\n", l.Node, l.Why)
 	}
 	for _, e := range x.Events {
 		fmt.Fprintf(&b, "  %s  %s\n", e.At.Format("2006-01-02 15:04:05"), e)
