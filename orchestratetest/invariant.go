@@ -16,6 +16,8 @@ type Invariant struct {
 	source string
 	// state, when not nil, makes a Check that remembers, one for each run.
 	state func() func(v *View) error
+	// end, when not nil, is checked when the run is over.
+	end func(v *View) error
 }
 
 // Always is an invariant of your own.
@@ -41,6 +43,7 @@ type Violation struct {
 	Invariant string
 	At        time.Duration // since the begin
 	Err       error
+	end       bool // it is one of the end
 }
 
 // Error is what did not hold, when and why.
@@ -63,7 +66,7 @@ func (w *world) check() {
 	defer w.mu.Unlock()
 	w.steps++
 	v := w.view
-	if len(v.touchedTasks)+len(v.touchedServices)+len(v.touchedNodes) == 0 {
+	if w.failure != nil || len(v.touchedTasks)+len(v.touchedServices)+len(v.touchedNodes) == 0 {
 		return
 	}
 	for i := range w.scenario.Always {
@@ -101,5 +104,16 @@ func (w *world) check() {
 	v.settle()
 }
 
-// heldStarted is told of a container that must not run twice. mu is not held.
-func (w *world) heldStarted(*machine, map[string]string) {}
+// checkEnd looks whether all holds that must at the end.
+func (w *world) checkEnd() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i := range w.scenario.Always {
+		if inv := &w.scenario.Always[i]; inv.end != nil {
+			if err := inv.end(w.view); err != nil {
+				w.violated(inv.Name, err)
+				w.failure.end = true
+			}
+		}
+	}
+}

@@ -62,11 +62,12 @@ type machine struct {
 	port    *port
 	volumes *volumememory.Driver // its disk: it outlives the machine's death
 	off     bool                 // the machine, and not only its agent
+	since   time.Duration        // when it was switched on or off last
 }
 
 // boot switches the machine on, with nothing on it but its disk. mu is held.
 func (m *machine) boot() error {
-	m.off = false
+	m.off, m.since = false, m.world.since()
 	if m.runtime != nil {
 		m.port.unplug()
 	}
@@ -105,7 +106,8 @@ func (m *machine) run() error {
 // die switches the machine off. mu is held.
 func (m *machine) die() {
 	m.kill()
-	m.off = true
+	m.off, m.since = true, m.world.since()
+	m.world.after(m.world.scenario.NodeTTL+time.Second, -1, "gone "+m.id, func() { m.world.view.touchedNodes[m.id] = true })
 	m.runtime.down = true
 	rt := m.runtime.Runtime
 	m.world.running.Go(func() { rt.Close() })
@@ -156,16 +158,15 @@ func (c *containers) Pull(ctx context.Context, ref string, opts runtime.PullOpti
 
 // Start implements [runtime.Runtime].
 func (c *containers) Start(ctx context.Context, spec runtime.Spec) error {
-	if err := c.enter(ctx, "start "+spec.ID, c.machine.world.scenario.Delays.Start); err != nil {
+	w := c.machine.world
+	err := c.machine.enter(ctx, doing, "start "+spec.ID, w.scenario.Delays.Start, func() error {
+		w.starting(c.machine, spec.Labels)
+		return nil
+	})
+	if err != nil {
 		return err
 	}
-	if err := c.Runtime.Start(ctx, spec); err != nil {
-		return err
-	}
-	if _, held := spec.Labels[runtime.LabelHeld]; held {
-		c.machine.world.heldStarted(c.machine, spec.Labels)
-	}
-	return nil
+	return c.Runtime.Start(ctx, spec)
 }
 
 // all lists containers without a turn at the gate: it is not the agent that asks.

@@ -1,6 +1,9 @@
 package orchestratetest
 
 import (
+	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,6 +23,10 @@ type Report struct {
 	Steps, Calls, Commits, Faults int
 	// Failure is nil when all held.
 	Failure *Violation
+	// Script is, after a failure, the shortest that was found to break the same
+	// invariant, and Test a Go test of it.
+	Script []Step
+	Test   string
 }
 
 // Run simulates a scenario, in virtual time, in the test that calls it, and
@@ -27,12 +34,44 @@ type Report struct {
 // found to break it as a test in Go.
 func Run(t *testing.T, s Scenario) Report {
 	t.Helper()
-	s = s.withDefaults()
-	r := simulate(t, s)
+	r := Explore(t, s)
 	if r.Failure != nil {
-		t.Errorf("seed %d: %v", s.Seed, r.Failure)
+		t.Error(explain(s, &r))
 	}
 	return r
+}
+
+// Explore is [Run] without a test that fails: what does not hold is in the report.
+func Explore(t *testing.T, s Scenario) Report {
+	t.Helper()
+	given := s
+	s = s.withDefaults()
+	r := simulate(t, s)
+	if r.Failure != nil && s.Shrink > 0 {
+		short, failure := shrink(t, s, r.Failure)
+		given.Script, given.Random, given.For, given.Shrink = short.Script, Random{}, short.For, 0
+		given.Nodes = slices.Clone(given.Nodes)
+		for i := range given.Nodes {
+			given.Nodes[i].FailsEvery = 0 // they are in the script
+		}
+		r.Script, r.Test = short.Script, goTest(given, failure)
+	}
+	return r
+}
+
+// explain tells of a failure.
+func explain(s Scenario, r *Report) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "seed %d: %v\n", s.Seed, r.Failure)
+	last := r.Events[max(0, len(r.Events)-20):]
+	b.WriteString("the last events:\n")
+	for _, e := range last {
+		fmt.Fprintf(&b, "  %v\n", e)
+	}
+	if r.Test != "" {
+		fmt.Fprintf(&b, "of %d steps these %d break it; as a test:\n\n%s", len(s.steps()), len(r.Script), r.Test)
+	}
+	return b.String()
 }
 
 // simulate runs a scenario, which has its defaults, once.

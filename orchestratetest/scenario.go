@@ -7,6 +7,7 @@ import (
 	"github.com/orchestrate-go/orchestrate"
 	"github.com/orchestrate-go/orchestrate/node"
 	runtimememory "github.com/orchestrate-go/orchestrate/runtime/memory"
+	"github.com/orchestrate-go/orchestrate/store"
 )
 
 // Scenario is a fleet, what happens to it, and what must hold. It is data: the
@@ -73,7 +74,8 @@ type Scenario struct {
 	// Logger gets what control planes and agents log; nil discards.
 	Logger *slog.Logger
 
-	trace func(string) // gets each call that is let in
+	trace  func(string)                                // gets each call that is let in
+	tamper func(actor string, txn store.Txn) store.Txn // changes each commit, as a mistake in the code would
 }
 
 // NodeGroup is a number of like machines.

@@ -277,6 +277,9 @@ func (c client) Commit(ctx context.Context, txn store.Txn) (revision int64, err 
 	if k := c.world.skewOf(c.actor); k != 0 {
 		txn = shiftTxn(txn, k)
 	}
+	if tamper := c.world.scenario.tamper; tamper != nil {
+		txn = tamper(c.actor.id, txn)
+	}
 	err = c.call(ctx, committing, about(txn), func() (err error) {
 		if len(txn.If) > 0 && c.world.conflicts(c.actor) {
 			return &store.ConflictError{Key: txn.If[0].Key, Want: txn.If[0].Revision, Got: c.revision}

@@ -26,6 +26,9 @@ type View struct {
 	endpoints map[string]*Endpoint
 	addresses map[netip.Addr]map[string]bool // tasks
 	leader    string
+	published map[string][]*Endpoint // that are for traffic, by task
+	stopped   []*Task                // that served and were told to stop in this step
+	twice     error                  // a slot that ran twice
 
 	touchedTasks, touchedServices, touchedNodes map[string]bool
 }
@@ -87,6 +90,10 @@ type Task struct {
 	Restarts  int
 	// Known says that there is a record of it, and not only a status.
 	Known bool
+
+	served bool          // it was ready, and was not told to stop
+	until  time.Duration // since the begin, when that ended
+	stated time.Duration // when its status was written last
 }
 
 // Over reports whether the task has ended.
@@ -107,7 +114,7 @@ type Endpoint struct {
 
 func newView(w *world) *View {
 	v := &View{world: w, services: map[string]*Service{}, nodes: map[string]*Node{}, tasks: map[string]*Task{},
-		endpoints: map[string]*Endpoint{}, addresses: map[netip.Addr]map[string]bool{}}
+		endpoints: map[string]*Endpoint{}, published: map[string][]*Endpoint{}, addresses: map[netip.Addr]map[string]bool{}}
 	v.settle()
 	return v
 }
@@ -116,6 +123,7 @@ func (v *View) settle() {
 	if len(v.touchedTasks)+len(v.touchedServices)+len(v.touchedNodes) == 0 && v.touchedTasks != nil {
 		return
 	}
+	v.stopped = nil
 	v.touchedTasks, v.touchedServices, v.touchedNodes = map[string]bool{}, map[string]bool{}, map[string]bool{}
 }
 
@@ -270,6 +278,9 @@ func (v *View) task(key string, c store.Change) {
 		v.world.note(Event{Kind: TaskPlaced, Subject: t.ID, Detail: t.Node, Revision: c.Item.Revision})
 	}
 	if rec.Stop != nil && t.Stopping == "" {
+		if t.Serves() || t.served {
+			v.stopped = append(v.stopped, t)
+		}
 		t.Stopping = rec.Stop.Reason
 		v.world.note(Event{Kind: TaskStop, Subject: t.ID, Detail: t.Stopping, Revision: c.Item.Revision})
 	}
@@ -307,7 +318,13 @@ func (v *View) status(key string, c store.Change) {
 		}
 		v.world.note(e)
 	}
-	t.State, t.Addresses, t.Restarts = rec.State, rec.Addresses, rec.Restarts
+	if t.Serves() && rec.State != orchestrate.Ready {
+		t.served, t.until = true, v.Since()
+	}
+	t.State, t.Addresses, t.Restarts, t.stated = rec.State, rec.Addresses, rec.Restarts, v.Since()
+	if t.State == orchestrate.Ready {
+		t.served = false
+	}
 	if t.Over() {
 		return
 	}
@@ -327,18 +344,27 @@ func (v *View) endpoint(key string, c store.Change) {
 		return
 	}
 	v.touchedTasks[parts[4]] = true
+	if old := v.endpoints[key]; old != nil {
+		rest := slices.DeleteFunc(v.published[old.Task], func(e *Endpoint) bool { return e == old })
+		if v.published[old.Task] = rest; len(rest) == 0 {
+			delete(v.published, old.Task)
+		}
+	}
 	if c.Deleted {
 		delete(v.endpoints, key)
 		return
 	}
 	e := &Endpoint{Node: parts[0], Network: parts[1], Service: parts[2] + "/" + parts[3], Task: parts[4]}
 	var rec struct {
-		Addresses []netip.Addr
-		NotReady  bool
+		Addresses         []netip.Addr
+		NotReady, Leaving bool
 	}
 	if json.Unmarshal(c.Item.Value, &rec) == nil {
 		e.Addresses, e.NotReady = rec.Addresses, rec.NotReady
 		v.endpoints[key] = e
+		if !e.NotReady && !rec.Leaving {
+			v.published[e.Task] = append(v.published[e.Task], e)
+		}
 	}
 }
 

@@ -64,7 +64,7 @@ func TestRest(t *testing.T) {
 		t.Errorf("simulated %v of %d nodes", r.Simulated, r.Counts[orchestratetest.NodeUp])
 	}
 	// What happens is that they register: nothing ticks.
-	if most := 20 * nodes; r.Calls > most {
+	if most := 25 * nodes; r.Calls > most {
 		t.Errorf("%d calls of %d nodes at rest, want at most %d", r.Calls, nodes, most)
 	}
 }

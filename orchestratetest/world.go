@@ -54,6 +54,7 @@ type world struct {
 	weather weather
 	history *history
 	view    *View
+	slots   map[string]map[string]began // of stateful services: where each task was started
 	bounds  map[*Eventual]*due
 	checks  map[int]func(*View) error // of invariants that remember
 	failure *Violation
@@ -62,13 +63,17 @@ type world struct {
 	ended   bool
 }
 
+// After how many steps at one moment, and how many more for each machine, it is
+// taken for granted that they have no end.
+const restless, restlessEach = 50_000, 1_000
+
 // recentCommits is how many commits a watch can be behind when it begins.
 const recentCommits = 4096
 
 func newWorld(s Scenario) (*world, error) {
 	w := &world{
 		scenario: s, began: time.Now(), bell: make(chan struct{}, 1),
-		byID: map[string]*machine{}, history: newHistory(s.Keep), bounds: map[*Eventual]*due{},
+		byID: map[string]*machine{}, history: newHistory(s.Keep), bounds: map[*Eventual]*due{}, slots: map[string]map[string]began{},
 	}
 	w.self = &actor{world: w, id: "world", order: -1}
 	w.store = storememory.New(storememory.Options{History: 1})
@@ -76,6 +81,16 @@ func newWorld(s Scenario) (*world, error) {
 	w.fabric = &fabric{world: w, pools: map[string][]*network.Pool{}}
 	w.view = newView(w)
 	w.weather = newWeather()
+	for _, inv := range s.Always {
+		if inv.Check == nil && inv.state == nil {
+			return nil, fmt.Errorf("orchestratetest: the invariant %q has no Check", inv.Name)
+		}
+	}
+	for _, e := range s.Eventually {
+		if e.Check == nil || e.Within <= 0 {
+			return nil, fmt.Errorf("orchestratetest: %q, which is to hold eventually, has no Check or no time", e.Name)
+		}
+	}
 	order := 0
 	newActor := func(id string) *actor {
 		order++
@@ -151,9 +166,18 @@ func (w *world) run() error {
 	end := w.began.Add(w.scenario.For)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	busy, moment := 0, time.Now()
 	for {
 		synctest.Wait()
 		if w.admit() {
+			if now := time.Now(); now.After(moment) {
+				busy, moment = 0, now
+			}
+			if busy++; busy > restless+restlessEach*len(w.machines) {
+				w.mu.Lock()
+				w.violated("the fleet comes to rest", fmt.Errorf("%d steps at one moment, and no end", busy))
+				w.mu.Unlock()
+			}
 			w.check()
 			if w.failure != nil {
 				return nil
@@ -184,7 +208,11 @@ func (w *world) run() error {
 			next = w.agenda[0].at
 		}
 		w.mu.Unlock()
-		if w.failure != nil || !now.Before(end) {
+		if w.failure == nil && !now.Before(end) {
+			w.checkEnd()
+			return nil
+		}
+		if w.failure != nil {
 			return nil
 		}
 		timer.Reset(time.Until(next))
