@@ -336,7 +336,12 @@ func (t *task) serve(ctx context.Context, env environment) error {
 	return group.Wait()
 }
 
-// retry does step until it succeeds, by the task's restart policy.
+// adoptedRetry is how often what comes before the containers is tried again for a
+// task whose containers run already.
+const adoptedRetry = 10 * time.Second
+
+// retry does step until it succeeds, by the task's restart policy. A task that was
+// adopted does not end for it as long as it runs: it was started with all of that.
 func (t *task) retry(ctx context.Context, step func(context.Context) error) error {
 	var b backoff
 	for {
@@ -352,19 +357,28 @@ func (t *task) retry(ctx context.Context, step func(context.Context) error) erro
 		if errors.As(err, &failure) {
 			t.refused(&failure.Failure)
 			t.fail(&failure.Failure)
-			if failure.Permanent {
-				return err
-			}
 		}
 		v, delay := b.again(t.tmpl.Restart, time.Since(began))
-		if v == giveUp {
-			return err
+		if v == giveUp || failure != nil && failure.Permanent {
+			if !t.adopted || !t.runs(ctx) {
+				return err
+			}
+			delay = adoptedRetry
 		}
 		t.log.Info("trying again", "error", err, "in", delay)
 		if !sleep(ctx, delay) {
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// runs reports whether a main container of the task runs, by the runtime's word; it
+// does as long as that is not to be had.
+func (t *task) runs(ctx context.Context) bool {
+	list, err := t.agent.opts.Runtime.List(ctx, map[string]string{runtime.LabelTask: t.rec.ID})
+	return err != nil || slices.ContainsFunc(list, func(c runtime.Container) bool {
+		return c.State == runtime.Running && slices.ContainsFunc(t.mains, func(m *member) bool { return m.spec.Name == c.Labels[runtime.LabelContainer] })
+	})
 }
 
 // sleep waits for d and reports whether ctx lasted.
