@@ -264,6 +264,7 @@ func (w *wrong) Program(ctx context.Context, rules []network.Rule) error {
 // Every mistake is caught by a case: a suite that lets one through says less
 // than it seems to.
 func TestMistakesAreCaught(t *testing.T) {
+	catches := map[string]int{} // by case
 	for _, mistake := range []string{
 		"ignores contexts", "accepts any network", "forgets attachments when ensured again", "never changes a network",
 		"removes networks in use", "gives a new address each time", "ignores requested addresses",
@@ -276,7 +277,7 @@ func TestMistakesAreCaught(t *testing.T) {
 			w := &wrong{Node: memory.New(memory.Options{}), mistake: mistake}
 			if fails(t, func(t testing.TB) { c.run(t, w.node()) }) {
 				caught = c.name
-				break
+				catches[c.name]++
 			}
 		}
 		if caught == "" {
@@ -297,11 +298,22 @@ func TestMistakesAreCaught(t *testing.T) {
 				c.run(t, tr)
 			}) {
 				caught = c.name
-				break
+				catches[c.name]++
 			}
 		}
 		if caught == "" {
 			t.Errorf("no case of TestBalancer catches a balancer that %s", mistake)
+		}
+	}
+	// A case that none of them fails says nothing, as far as is known.
+	for _, c := range driverCases {
+		if catches[c.name] == 0 {
+			t.Errorf("no mistake of a driver is planted that fails %q", c.name)
+		}
+	}
+	for _, c := range balancerCases {
+		if catches[c.name] == 0 {
+			t.Errorf("no mistake of a balancer is planted that fails %q", c.name)
 		}
 	}
 	// And a node without a mistake passes, through the same wrapper.

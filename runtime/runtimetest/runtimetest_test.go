@@ -304,12 +304,23 @@ func TestSuiteCatches(t *testing.T) {
 		{"update", func(m *memory.Runtime) runtime.Runtime { return updatesByRestart{m} }},
 		{"update that cannot be", func(m *memory.Runtime) runtime.Runtime { return updatesTheDead{m} }},
 		{"update that cannot be", func(m *memory.Runtime) runtime.Runtime { return updatesHalf{m} }},
+		{"pull of what is present", func(m *memory.Runtime) runtime.Runtime { return namesTheDigestAlone{m} }},
+		{"start of what has exited", func(m *memory.Runtime) runtime.Runtime { return startsOnce{m} }},
+		{"arguments and environment", func(m *memory.Runtime) runtime.Runtime { return losesEnvironment{m} }},
+		{"logs of long lines", func(m *memory.Runtime) runtime.Runtime { return cutsLongLines{m} }},
+		{"following ends with its context", func(m *memory.Runtime) runtime.Runtime { return followsWithoutEnd{m} }},
+		{"exec that cannot be", func(m *memory.Runtime) runtime.Runtime { return execsAnywhere{m} }},
+		{"exec that cannot be", func(m *memory.Runtime) runtime.Runtime { return execsWithoutEnd{m} }},
+		{"update over a restart of the program", func(m *memory.Runtime) runtime.Runtime { return forgetsUpdates{m} }},
+		{"many at once", func(m *memory.Runtime) runtime.Runtime { return takesFourIDs{m, newKnown()} }},
+		{"removes of one ID at once", func(m *memory.Runtime) runtime.Runtime { return removesOnce{m, newKnown()} }},
+		{"starts of one ID at once", func(m *memory.Runtime) runtime.Runtime { return startsEach{m, newKnown()} }},
 	} {
 		t.Run(fmt.Sprintf("%T", test.wrap(nil)), func(t *testing.T) {
 			t.Parallel()
 			h := harness(test.wrap)
 			h.Restart = func(ctx context.Context, rt runtime.Runtime) (runtime.Runtime, func() error, error) {
-				if r, ok := rt.(restartsAdopted); ok {
+				if r, ok := rt.(interface{ restart(context.Context) }); ok {
 					r.restart(ctx)
 				}
 				return rt, rt.(interface{ Close() error }).Close, nil

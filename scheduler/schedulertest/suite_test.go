@@ -213,6 +213,71 @@ func TestCatches(t *testing.T) {
 			}
 			return s.Place(c, reqs)
 		}},
+		"use nodes that take no tasks": {"takes no tasks", func(s *scheduler.Scheduler, c *scheduler.Cluster, reqs []scheduler.Request) ([]scheduler.Decision, error) {
+			ds, err := s.Place(c, reqs)
+			if err != nil {
+				return nil, err
+			}
+			for n := range c.Nodes() {
+				if n.Spec().Ready && !n.Spec().Drained && !n.Spec().Paused {
+					continue
+				}
+				for i := range ds {
+					for k, id := range ds[i].Tasks {
+						if _, ok := c.Task(id); !ok || c.Release(id) != nil {
+							continue
+						}
+						ds[i].Nodes[k] = n.ID()
+						return ds, c.Bind(id, n.ID(), &reqs[i])
+					}
+				}
+			}
+			return ds, nil
+		}},
+		"stop what is as important": {"for one of", func(s *scheduler.Scheduler, c *scheduler.Cluster, reqs []scheduler.Request) ([]scheduler.Decision, error) {
+			ds, err := s.Place(c, reqs)
+			for i := range ds {
+				for k := range ds[i].Victims {
+					ds[i].Victims[k].Priority = reqs[i].Priority
+				}
+			}
+			return ds, err
+		}},
+		"stop for nobody": {"which was not placed", func(s *scheduler.Scheduler, c *scheduler.Cluster, reqs []scheduler.Request) ([]scheduler.Decision, error) {
+			ds, err := s.Place(c, reqs)
+			for i := range ds {
+				for k := range ds[i].Victims {
+					ds[i].Victims[k].For = "nobody"
+				}
+			}
+			return ds, err
+		}},
+		"say less than there is": {"placed and", func(s *scheduler.Scheduler, c *scheduler.Cluster, reqs []scheduler.Request) ([]scheduler.Decision, error) {
+			ds, err := s.Place(c, reqs)
+			for i := range ds {
+				ds[i].Unplaced = 0
+			}
+			return ds, err
+		}},
+		"go by what it saw first": {"agreement", func() wrong {
+			seen := map[*scheduler.Scheduler]*scheduler.Cluster{}
+			return func(s *scheduler.Scheduler, c *scheduler.Cluster, reqs []scheduler.Request) ([]scheduler.Decision, error) {
+				first := seen[s]
+				if seen[s] = c.Clone(); first == nil {
+					return s.Place(c, reqs)
+				}
+				// The second time it avoids what was in use the first time.
+				reqs = slices.Clone(reqs)
+				for n := range first.Nodes() {
+					if n.Tasks() > 0 {
+						for i := range reqs {
+							reqs[i].Avoid = append(slices.Clone(reqs[i].Avoid), n.ID())
+						}
+					}
+				}
+				return s.Place(c, reqs)
+			}
+		}()},
 		"change the requests": {"changed the requests", func(s *scheduler.Scheduler, c *scheduler.Cluster, reqs []scheduler.Request) ([]scheduler.Decision, error) {
 			ds, err := s.Place(c, reqs)
 			reqs[0].Priority++
@@ -225,7 +290,7 @@ func TestCatches(t *testing.T) {
 			err := schedulertest.Test(schedulertest.Harness{
 				Strategy: strategy, Cases: 250,
 				New: func(seed uint64) (schedulertest.Placer, error) {
-					s, err := scheduler.New(scheduler.Options{Seed: seed})
+					s, err := scheduler.New(scheduler.Options{Seed: seed, Preempt: strings.HasPrefix(name, "stop ")})
 					return spoiled{s, m.f}, err
 				},
 			})
