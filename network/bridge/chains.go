@@ -31,7 +31,8 @@ const (
 //	                            node's loopback, or would come back to its own
 //	                            sender, gets the node's address as source
 //	raw                         neither tasks nor nodes reach the node's
-//	                            loopback
+//	                            loopback; what is to come encrypted comes no
+//	                            other way
 //	forward                     networks are apart, also where they share an
 //	                            uplink; frontends are not
 //	input                       resets, see below
@@ -96,6 +97,8 @@ func (t *table) chains() []ruleChain {
 	raw := [][]expr.Any{
 		rule(ipv4, load(dest4, 8), masked(8, []byte{255, 0, 0, 0}, []byte{127, 0, 0, 0}), inName, t.in(setGuarded, 8), drop),
 		rule(ipv6, load(dest6, 8), equal(8, loopback6), inName, t.in(setGuarded, 8), drop),
+		rule(ipv4, load(source4, 8), t.in(setSealed+"4", 8), inName, t.notIn(setInside, 8), drop),
+		rule(ipv6, load(source6, 8), t.in(setSealed+"6", 8), inName, t.notIn(setInside, 8), drop),
 	}
 	// Virtual addresses that are still there after the nat chains: nobody
 	// serves them.
@@ -105,9 +108,11 @@ func (t *table) chains() []ruleChain {
 		rule(ipv4, load(dest4, 8), t.in(setVirtual+"4", 8), jumpTo(chainRefuse)),
 		rule(ipv6, load(dest6, 8), t.in(setVirtual+"6", 8), jumpTo(chainRefuse)),
 	}
-	// From another node by an uplink: as if it had come by its network's link.
-	fromUplink := func(v4 bool) []expr.Any {
-		return rule(inName, t.in(setUplinks, 8), ofFamily(v4), t.network(source(v4), v4, 8), outNameAt(12), t.in(setSame, 8), backTheSameWay, accept)
+	// From another node by an uplink: as if it had come by its network's link. A
+	// tunnel has looked at the sender's address already, and of two a node may
+	// answer by the other.
+	fromUplink := func(set string, v4 bool, known []expr.Any) []expr.Any {
+		return rule(inName, t.in(set, 8), ofFamily(v4), t.network(source(v4), v4, 8), outNameAt(12), t.in(setSame, 8), known, accept)
 	}
 	forward := append([][]expr.Any{
 		rule(tcpFlags(tcpRST), jump(chainReset)),
@@ -116,7 +121,8 @@ func (t *table) chains() []ruleChain {
 		rule(inName, t.in(setBridges, 8), jumpTo(chainTask)),
 	}, refused...)
 	forward = append(forward,
-		fromUplink(true), fromUplink(false),
+		fromUplink(setUplinks, true, backTheSameWay), fromUplink(setUplinks, false, backTheSameWay),
+		fromUplink(setTunnels, true, nil), fromUplink(setTunnels, false, nil),
 		// From the world into a network: what was sent to a published port.
 		rule(outName, t.in(setBridges, 8), translated, accept),
 		rule(outName, t.in(setBridges, 8), drop),

@@ -45,6 +45,10 @@ type Options struct {
 	// address of the network's Whole that the node would answer by the same
 	// interface.
 	Uplinks []string
+	// Tunnels is how many interfaces the networks with a Whole share that prove
+	// who sends, see [Driver.TunnelName]. With any, nothing that has an address
+	// of a Whole is taken from elsewhere, and Uplinks must be empty.
+	Tunnels int
 	// Logger gets what is worth knowing and no error; nil means silence.
 	Logger *slog.Logger
 }
@@ -147,7 +151,7 @@ func (d *Driver) open() (err error) {
 	if d.host, err = dial(d.hostNS); err != nil {
 		return err
 	}
-	d.table = newTable(d.options.ID, d.hostNS, d.options.Uplinks)
+	d.table = newTable(d.options.ID, d.hostNS, d.options.Uplinks, d.tunnels())
 	_, err = os.Stat("/proc/sys/net/bridge")
 	d.bridged = err == nil
 	if err := d.sweepNamespaces(); err != nil {
@@ -278,7 +282,7 @@ func (d *Driver) Purge(ctx context.Context) error {
 	d.networks.Lock()
 	defer d.networks.Unlock()
 
-	errs := []error{d.leaveUplinks(), d.table.remove()}
+	errs := []error{d.leaveUplinks(nil), d.table.remove(), d.removeTunnels()}
 	d.balance = balance{}
 	for name, nw := range d.nets {
 		errs = append(errs, d.removeLinks(nw), d.state.removeNetwork(name))

@@ -16,8 +16,9 @@ import (
 	"github.com/orchestrate-go/orchestrate/network"
 )
 
-// checkRoutes refuses a network whose addresses the node reaches elsewhere.
-func (d *Driver) checkRoutes(nw *segment) error {
+// checkRoutes refuses a network whose addresses the node reaches elsewhere. Routes
+// of the network itself, as it is to be or was, do not count.
+func (d *Driver) checkRoutes(nw, old *segment) error {
 	routes, err := d.host.RouteListFiltered(unix.AF_UNSPEC, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
@@ -31,7 +32,7 @@ func (d *Driver) checkRoutes(nw *segment) error {
 		if link, err := d.host.LinkByIndex(r.LinkIndex); err == nil {
 			name = link.Attrs().Name
 		}
-		if name == nw.bridge || name == nw.link || nw.toPeers(to, r.Protocol) {
+		if name == nw.bridge || name == nw.link || nw.toPeers(to, r.Protocol) || old != nil && old.toPeers(to, r.Protocol) {
 			continue
 		}
 		for _, mine := range slices.Concat(nw.Subnets, nw.Virtual) {

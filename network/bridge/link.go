@@ -5,10 +5,11 @@ package bridge
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/google/nftables"
@@ -23,35 +24,40 @@ import (
 // part of the network by this name; the driver removes it with the network.
 func (d *Driver) LinkName(network string) string { return d.name("x", network) }
 
-// AdmitLink lets the node's own connections from its loopback addresses leave
-// by a network's link and by the uplinks, as they may by its bridge. It is
-// called once the link is there, and up.
-func (d *Driver) AdmitLink(name string) error {
+// TunnelName is the name of one of the interfaces of Options.Tunnels, counted
+// from 0. Whoever makes it makes it by this name; Purge removes it.
+func (d *Driver) TunnelName(i int) string { return d.name("w", strconv.Itoa(i)) }
+
+func (d *Driver) tunnels() []string {
+	var names []string
+	for i := range d.options.Tunnels {
+		names = append(names, d.TunnelName(i))
+	}
+	return names
+}
+
+// AdmitLinks lets the node's own connections from its loopback addresses leave
+// by what leads to a network's other nodes, as they may by its bridge: its link
+// if it has one, the uplinks and the tunnels. It is called once these are there,
+// and up.
+func (d *Driver) AdmitLinks(name string) error {
 	d.networks.RLock()
 	defer d.networks.RUnlock()
 	nw := d.nets[name]
 	if nw == nil {
 		return network.ErrNoNetwork
 	}
-	link, err := d.host.LinkByName(nw.link)
-	if err != nil {
-		return fmt.Errorf("find interface %s: %w", nw.link, err)
-	}
-	err = inside(d.hostNS, func() error {
-		if !nw.gateway(true).IsValid() {
-			return nil
+	for _, own := range append(d.tunnels(), nw.link) {
+		link, err := d.host.LinkByName(own)
+		if errors.As(err, &netlink.LinkNotFoundError{}) {
+			continue
 		}
-		return errors.Join(
-			setSysctl("net/ipv4/conf/"+nw.link+"/route_localnet", "1"),
-			setSysctl("net/ipv4/conf/"+nw.link+"/send_redirects", "0"),
-			looseReversePath(nw.link),
-		)
-	})
-	if err != nil {
-		return err
-	}
-	if err := d.loopbackRoute(nw, link.Attrs().Index); err != nil {
-		return err
+		if err == nil {
+			err = d.admitLink(nw, link)
+		}
+		if err != nil {
+			return fmt.Errorf("interface %s: %w", own, err)
+		}
 	}
 	for _, name := range d.options.Uplinks {
 		if err := d.admitUplink(nw, name); err != nil {
@@ -61,12 +67,69 @@ func (d *Driver) AdmitLink(name string) error {
 	return nil
 }
 
+func (d *Driver) admitLink(nw *segment, link netlink.Link) error {
+	name := link.Attrs().Name
+	err := inside(d.hostNS, func() error {
+		if !nw.gateway(true).IsValid() {
+			return nil
+		}
+		return errors.Join(
+			setSysctl("net/ipv4/conf/"+name+"/route_localnet", "1"),
+			setSysctl("net/ipv4/conf/"+name+"/send_redirects", "0"),
+			looseReversePath(name),
+		)
+	})
+	if err != nil {
+		return err
+	}
+	return d.loopbackRoute(nw, link.Attrs().Index)
+}
+
+// TrimLinks takes away the ways to other nodes that an earlier driver made and
+// this one is not to have, from the kernel and from the table: with tunnels all
+// that are none, without them the tunnels.
+func (d *Driver) TrimLinks() error {
+	d.networks.Lock()
+	defer d.networks.Unlock()
+	left := d.leaveUplinks(d.options.Uplinks)
+	if d.options.Tunnels == 0 {
+		return errors.Join(left, d.removeTunnels())
+	}
+	errs := []error{left}
+	changed := false
+	for _, nw := range d.nets {
+		if len(nw.Whole) == 0 {
+			continue
+		}
+		changed = true
+		if err := d.host.deleteLink(nw.link); err != nil && !isGone(err) {
+			errs = append(errs, fmt.Errorf("remove interface %s: %w", nw.link, err))
+		}
+		errs = append(errs, d.removePeerRoutes(nw, d.tunnels()...))
+	}
+	if changed {
+		errs = append(errs, d.table.setNetworks(slices.Collect(maps.Values(d.nets)), d.loopback6()))
+	}
+	return errors.Join(errs...)
+}
+
+// removeTunnels removes those of an earlier driver too.
+func (d *Driver) removeTunnels() error {
+	var errs []error
+	for i := range max(d.options.Tunnels, 2) {
+		if err := d.host.deleteLink(d.TunnelName(i)); err != nil && !isGone(err) {
+			errs = append(errs, fmt.Errorf("remove interface %s: %w", d.TunnelName(i), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // looseReversePath has an interface of ours take what the node would answer by
 // another one: of two nodes, one is the first to send another way. The kernel
 // takes the greater of an interface's value and the one for all.
 func looseReversePath(name string) error { return setSysctl("net/ipv4/conf/"+name+"/rp_filter", "2") }
 
-// admitUplink does for an interface of the node's what AdmitLink does for one of
+// admitUplink does for an interface of the node's what admitLink does for one of
 // ours. It writes down what it is about to change, so that it can be changed
 // back: without the table's rules, which drop what others send to the node's
 // loopback, route_localnet must not stay.
@@ -75,57 +138,66 @@ func (d *Driver) admitUplink(nw *segment, name string) error {
 	if err != nil {
 		return err
 	}
-	if nw.gateway(true).IsValid() {
-		err = inside(d.hostNS, func() error {
-			path := "net/ipv4/conf/" + name + "/route_localnet"
-			if on, err := os.ReadFile(sysctlPath(path)); err == nil && on[0] == '0' {
-				if err := os.WriteFile(d.state.uplinkPath(name), nil, 0o600); err != nil {
-					return err
-				}
-			}
-			return errors.Join(setSysctl(path, "1"), setSysctl("net/ipv4/conf/"+name+"/send_redirects", "0"))
-		})
+	err = inside(d.hostNS, func() error {
+		path := "net/ipv4/conf/" + name + "/route_localnet"
+		on, err := os.ReadFile(sysctlPath(path))
 		if err != nil {
 			return err
 		}
+		if err := d.state.noteUplink(name, on[0] == '0'); err != nil || !nw.gateway(true).IsValid() {
+			return err
+		}
+		return errors.Join(setSysctl(path, "1"), setSysctl("net/ipv4/conf/"+name+"/send_redirects", "0"))
+	})
+	if err != nil {
+		return err
 	}
 	return d.loopbackRoute(nw, link.Attrs().Index)
 }
 
-// leaveUplinks takes back what admitUplink did, before the table goes, unless
-// another fleet of this machine needs it: that one takes it back then.
-func (d *Driver) leaveUplinks() error {
-	files, err := filepath.Glob(d.state.uplinkPath("*"))
-	if err != nil || len(files) == 0 && len(d.options.Uplinks) == 0 {
+// leaveUplinks takes back what admitUplink did to interfaces that are uplinks no
+// more, unless another fleet of this machine needs it: that one takes it back
+// then. It is called before the table goes.
+func (d *Driver) leaveUplinks(but []string) error {
+	uplinks, err := d.state.uplinks()
+	if err != nil || len(uplinks) == 0 {
 		return err
 	}
 	if others, err := d.table.others(); err != nil || others {
 		return err
 	}
 	var errs []error
-	for _, file := range files {
-		name := strings.TrimPrefix(filepath.Base(file), uplinkPrefix)
-		err := inside(d.hostNS, func() error {
-			return ignoreMissing(setSysctl("net/ipv4/conf/"+name+"/route_localnet", "0"))
-		})
+	for name, changed := range uplinks {
+		if slices.Contains(but, name) {
+			continue
+		}
+		err := d.leaveUplink(name, changed)
 		if err == nil {
-			err = os.Remove(file)
+			err = d.state.forgetUplink(name)
 		}
 		errs = append(errs, err)
 	}
-	for _, name := range d.options.Uplinks {
-		link, err := d.host.LinkByName(name)
-		if err == nil {
-			err = d.host.RouteDel(&netlink.Route{
-				LinkIndex: link.Attrs().Index, Dst: ipNet(netip.PrefixFrom(netip.IPv6Loopback(), 128)),
-				Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Priority: 2000 + link.Attrs().Index, Protocol: routeProtocol,
-			})
-		}
-		if err != nil && !isGone(err) && !errors.Is(err, unix.ESRCH) {
-			errs = append(errs, fmt.Errorf("interface %s: route to ::1: %w", name, err))
-		}
-	}
 	return errors.Join(errs...)
+}
+
+func (d *Driver) leaveUplink(name string, changed bool) error {
+	link, err := d.host.LinkByName(name)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err == nil {
+		err = d.host.RouteDel(&netlink.Route{
+			LinkIndex: link.Attrs().Index, Dst: ipNet(netip.PrefixFrom(netip.IPv6Loopback(), 128)),
+			Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Priority: 2000 + link.Attrs().Index, Protocol: routeProtocol,
+		})
+	}
+	if err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("interface %s: route to ::1: %w", name, err)
+	}
+	if !changed {
+		return nil
+	}
+	return inside(d.hostNS, func() error { return setSysctl("net/ipv4/conf/"+name+"/route_localnet", "0") })
 }
 
 // others reports whether other fleets have tables on this machine.
@@ -144,8 +216,8 @@ func (t *table) others() (bool, error) {
 }
 
 // removePeerRoutes takes away the routes to a network's parts on other nodes
-// that lead over interfaces which stay.
-func (d *Driver) removePeerRoutes(nw *segment) error {
+// that lead over interfaces which stay, but for those over some.
+func (d *Driver) removePeerRoutes(nw *segment, but ...string) error {
 	if len(nw.Whole) == 0 {
 		return nil
 	}
@@ -156,6 +228,9 @@ func (d *Driver) removePeerRoutes(nw *segment) error {
 	}
 	for _, r := range routes {
 		if to, ok := prefixOf(r.Dst); ok && nw.toPeers(to, r.Protocol) {
+			if link, err := d.host.LinkByIndex(r.LinkIndex); err == nil && slices.Contains(but, link.Attrs().Name) || len(but) > 0 && r.Type == unix.RTN_BLACKHOLE {
+				continue
+			}
 			if err := d.host.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
 				return fmt.Errorf("remove route to %s: %w", to, err)
 			}

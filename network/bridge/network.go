@@ -62,7 +62,7 @@ func (d *Driver) Ensure(ctx context.Context, n network.Network) error {
 			return err
 		}
 	}
-	if err := d.checkRoutes(nw); err != nil {
+	if err := d.checkRoutes(nw, old); err != nil {
 		return err
 	}
 	if err := d.ensure(nw, old); err != nil {

@@ -23,7 +23,10 @@ const (
 	setWhole    = "whole"    // and of those on other nodes; by family
 	setVirtual  = "virtual"  // ranges of virtual addresses; by family
 	setLocal6   = "local6"   // IPv6 addresses of the node where ports are not published
-	setUplinks  = "uplinks"  // Options.Uplinks
+	setUplinks  = "uplinks"  // Options.Uplinks and the tunnels
+	setTunnels  = "tunnels"  // the tunnels
+	setInside   = "inside"   // what may have an address of a Whole that is sealed: bridges, tunnels, loopback
+	setSealed   = "sealed"   // such addresses: of every Whole where there are tunnels; by family
 	setGuarded  = "guarded"  // where nobody may ask for the node's loopback: bridges and uplinks
 	mapNetwork  = "network"  // address of a task on any node -> bridge of its network; by family
 	mapGateway  = "gateway"  // the same -> the node's own address there, if the network has a Whole; by family
@@ -57,7 +60,7 @@ func suffix(ipv4 bool) string {
 }
 
 var networkSets = []string{setBridges, setLinks, setSame, setInternal, setSubnets + "4", setSubnets + "6", setWhole + "4", setWhole + "6", setVirtual + "4", setVirtual + "6", setLocal6,
-	setUplinks, setGuarded, mapNetwork + "4", mapNetwork + "6", mapGateway + "4", mapGateway + "6"}
+	setUplinks, setTunnels, setInside, setSealed + "4", setSealed + "6", setGuarded, mapNetwork + "4", mapNetwork + "6", mapGateway + "4", mapGateway + "6"}
 
 var serviceSets = []string{mapVirtual, mapHost, mapAll, mapEndpoints, setRefused, setHairpin, setCounted, setCountedAll}
 
@@ -73,6 +76,8 @@ func allSets() []*nftables.Set {
 		{Name: setInternal, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
 		{Name: setLocal6, KeyType: nftables.TypeIP6Addr},
 		{Name: setUplinks, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
+		{Name: setTunnels, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
+		{Name: setInside, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
 		{Name: setGuarded, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
 	}
 	for _, ipv4 := range []bool{true, false} {
@@ -85,6 +90,7 @@ func allSets() []*nftables.Set {
 			&nftables.Set{Name: setSubnets + f, KeyType: addr, Interval: true},
 			&nftables.Set{Name: setWhole + f, KeyType: addr, Interval: true},
 			&nftables.Set{Name: setVirtual + f, KeyType: addr, Interval: true},
+			&nftables.Set{Name: setSealed + f, KeyType: addr, Interval: true},
 			&nftables.Set{Name: mapNetwork + f, KeyType: addr, Interval: true, IsMap: true, DataType: nftables.TypeIFName},
 			&nftables.Set{Name: mapGateway + f, KeyType: addr, Interval: true, IsMap: true, DataType: addr},
 			&nftables.Set{Name: mapVirtual + f, KeyType: frontend, Concatenation: true, IsMap: true, DataType: nftables.TypeVerdict},
@@ -101,20 +107,26 @@ func allSets() []*nftables.Set {
 }
 
 // networkElements returns what the sets about networks hold.
-func networkElements(nets []*segment, uplinks []string, loopback6 bool) map[string][]nftables.SetElement {
+func networkElements(nets []*segment, uplinks, tunnels []string, loopback6 bool) map[string][]nftables.SetElement {
 	elements := map[string][]nftables.SetElement{}
 	ranges := map[string][]span{}
 	add := func(set string, key []byte) {
 		elements[set] = append(elements[set], nftables.SetElement{Key: key})
 	}
-	for _, name := range uplinks {
+	for _, name := range slices.Concat(uplinks, tunnels) {
 		add(setUplinks, interfaceKey(name))
 		add(setGuarded, interfaceKey(name))
 	}
+	for _, name := range tunnels {
+		add(setTunnels, interfaceKey(name))
+		add(setInside, interfaceKey(name))
+	}
+	add(setInside, interfaceKey("lo"))
 	for _, nw := range nets {
 		name, link := interfaceKey(nw.bridge), interfaceKey(nw.link)
 		add(setBridges, name)
 		add(setGuarded, name)
+		add(setInside, name)
 		add(setSame, slices.Concat(name, name))
 		if nw.Internal {
 			add(setInternal, name)
@@ -142,6 +154,9 @@ func networkElements(nets []*segment, uplinks []string, loopback6 bool) map[stri
 			ranges[mapNetwork+f] = append(ranges[mapNetwork+f], span{p.Masked(), name})
 			if gw := nw.gateway(p.Addr().Is4()); len(nw.Whole) > 0 && gw.IsValid() {
 				ranges[mapGateway+f] = append(ranges[mapGateway+f], span{p.Masked(), gw.AsSlice()})
+			}
+			if len(nw.Whole) > 0 && len(tunnels) > 0 {
+				ranges[setSealed+f] = append(ranges[setSealed+f], span{p.Masked(), nil})
 			}
 		}
 		for _, p := range nw.Virtual {

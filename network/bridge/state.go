@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -51,11 +52,44 @@ func openState(dir string) (*state, error) {
 	return &state{dir: dir, lock: lock}, nil
 }
 
+func (s *state) close() error { return s.lock.Close() }
+
 const uplinkPrefix = "uplink-"
 
-func (s *state) uplinkPath(name string) string { return filepath.Join(s.dir, uplinkPrefix+name) }
+// noteUplink writes down that an interface is about to be changed, and whether
+// its route_localnet is. What is written first stays.
+func (s *state) noteUplink(name string, localnet bool) error {
+	file, err := os.OpenFile(filepath.Join(s.dir, uplinkPrefix+name), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err == nil && localnet {
+		_, err = file.WriteString("route_localnet")
+	}
+	return errors.Join(err, file.Close())
+}
 
-func (s *state) close() error { return s.lock.Close() }
+// uplinks returns the interfaces that were changed, and whether their
+// route_localnet was.
+func (s *state) uplinks() (map[string]bool, error) {
+	paths, err := filepath.Glob(filepath.Join(s.dir, uplinkPrefix+"*"))
+	if err != nil {
+		return nil, err
+	}
+	changed := map[string]bool{}
+	for _, path := range paths {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		changed[strings.TrimPrefix(filepath.Base(path), uplinkPrefix)] = len(text) > 0
+	}
+	return changed, nil
+}
+
+func (s *state) forgetUplink(name string) error {
+	return ignoreMissing(os.Remove(filepath.Join(s.dir, uplinkPrefix+name)))
+}
 
 // fileName makes one path element of any network's name.
 func fileName(name string) string { return "n-" + url.PathEscape(name) }

@@ -30,6 +30,7 @@ type table struct {
 	name    string
 	netNS   *os.File
 	uplinks []string
+	tunnels []string
 	nft     *nftables.Table
 	sets    map[string]*nftables.Set
 
@@ -38,8 +39,8 @@ type table struct {
 	networks  string     // what was written about networks, in any one form
 }
 
-func newTable(id string, netNS *os.File, uplinks []string) *table {
-	t := &table{name: tablePrefix + id, netNS: netNS, uplinks: uplinks}
+func newTable(id string, netNS *os.File, uplinks, tunnels []string) *table {
+	t := &table{name: tablePrefix + id, netNS: netNS, uplinks: uplinks, tunnels: tunnels}
 	t.nft = &nftables.Table{Name: t.name, Family: nftables.TableFamilyINet}
 	t.sets = make(map[string]*nftables.Set)
 	for i, s := range allSets() {
@@ -135,7 +136,7 @@ func (t *table) flush(c *nftables.Conn) error {
 // transaction.
 func (t *table) setNetworks(nets []*segment, loopback6 bool) error {
 	slices.SortFunc(nets, func(a, b *segment) int { return cmp.Compare(a.Name, b.Name) })
-	want := fmt.Sprint(networkElements(nets, t.uplinks, loopback6))
+	want := fmt.Sprint(networkElements(nets, t.uplinks, t.tunnels, loopback6))
 	c, fresh, err := t.begin()
 	if err != nil {
 		return err
@@ -170,7 +171,7 @@ func (t *table) publishesLoopback6() bool {
 }
 
 func (t *table) addNetworks(c *nftables.Conn, nets []*segment, loopback6 bool) error {
-	elements := networkElements(nets, t.uplinks, loopback6)
+	elements := networkElements(nets, t.uplinks, t.tunnels, loopback6)
 	for _, name := range networkSets {
 		c.FlushSet(t.sets[name])
 		if err := t.add(c, name, elements[name]); err != nil {

@@ -3,6 +3,7 @@
 package overlay
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -23,13 +24,16 @@ func (w *world) sink(ns *os.File, port uint16) {
 		return err
 	}))
 	var wg sync.WaitGroup
+	ctx, cancel := context.WithCancel(context.Background())
 	wg.Go(func() {
 		for {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
+			stop := context.AfterFunc(ctx, func() { _ = c.Close() }) // the client's end may not reach it
 			wg.Go(func() {
+				defer stop()
 				defer c.Close()
 				kind := []byte{0}
 				if _, err := io.ReadFull(c, kind); err != nil {
@@ -45,6 +49,7 @@ func (w *world) sink(ns *os.File, port uint16) {
 	})
 	w.Cleanup(func() {
 		_ = l.Close()
+		cancel()
 		wg.Wait()
 	})
 }

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -26,8 +27,8 @@ const (
 	keyNames   = Keys + "names/"   // NETWORK -> its VXLAN number
 )
 
-// Keys is what all keys of this package begin with. Every node reads and writes
-// them.
+// Keys is what all keys of this package begin with but those about encryption, see
+// [Rights]. Every node reads and writes them.
 const Keys = "/overlay/"
 
 // slice is where a part of a network is.
@@ -111,7 +112,7 @@ func hash(parts ...string) int {
 // claim takes a slice of a network for this node, or finds the one it has.
 func (d *Driver) claim(ctx context.Context, name string, whole []netip.Prefix, mac net.HardwareAddr, way underlay) (int, error) {
 	own := slice{Node: d.opts.Node, Underlay: d.opts.Underlay, MAC: mac.String()}
-	if d.opts.Direct != DirectNever {
+	if d.opts.Direct != DirectNever && d.opts.Encryption == nil {
 		own.Link = way.addrs
 	}
 	mine, err := json.Marshal(own)
@@ -168,10 +169,28 @@ func (d *Driver) commit(ctx context.Context, condition store.Condition, write st
 	return err
 }
 
-// Forget gives back all slices of a node that will not return, so that others
-// can have them and no route leads there any more.
+// Forget gives back all slices of a node that will not return, and its keys, so
+// that others can have them and no route leads there any more.
 func Forget(ctx context.Context, s store.Store, node string) error {
-	return release(ctx, s, node, "")
+	if err := release(ctx, s, node, ""); err != nil {
+		return err
+	}
+	left, err := s.List(ctx, keyTunnels)
+	if err != nil {
+		return err
+	}
+	var writes []store.Write
+	for _, item := range left.Items {
+		if item.Key == keyNodes+node || item.Key == keyEpoch && !slices.ContainsFunc(left.Items, func(other store.Item) bool {
+			return strings.HasPrefix(other.Key, keyNodes) && other.Key != keyNodes+node
+		}) {
+			writes = append(writes, store.Delete(item.Key))
+		}
+	}
+	if len(writes) > 0 {
+		_, err = s.Commit(ctx, store.Txn{Writes: writes})
+	}
+	return err
 }
 
 // release gives back a node's slice of one network, or of all when name is

@@ -45,4 +45,24 @@
 // must be open between the nodes, and to nobody else. Who is on a link of nodes
 // with direct routes can send to tasks in the name of another node's task, as
 // anyone can who reaches port 4789; where that is to be feared, encrypt.
+//
+// # Encryption
+//
+// With [Options.Encryption] all that goes between nodes goes by tunnels in the
+// manner of WireGuard, in place of VXLAN and direct routes:
+//
+//	overlay.Options{…, Encryption: wireguard.New(wireguard.Options{})}
+//
+// A node makes its keys itself and keeps the private ones in a file in the
+// bridge's folder that root alone reads; the store has public keys. A tunnel
+// takes from a node what comes from the node's own slices. Keys are replaced
+// without an interruption, see Options.Rotate. Where there is no tunnel to a node
+// nothing goes there, and what comes from elsewhere with an address of a network
+// is dropped: a packet is encrypted or it is not sent. So encryption is switched
+// on for all nodes: those that have it and those that have not do not reach each
+// other. UDP ports 51820 and 51821 must be open between the nodes.
+//
+// The store's access control should hold nodes to the keys of [Rights]. A node
+// that was taken over can then claim another's slices, which cuts that one off,
+// but not its keys.
 package overlay

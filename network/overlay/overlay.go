@@ -16,6 +16,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/orchestrate-go/orchestrate/network"
@@ -25,6 +26,12 @@ import (
 
 // DefaultPort is the UDP port that IANA gave VXLAN.
 const DefaultPort = 4789
+
+// Defaults of Options.
+const (
+	DefaultTunnelPort = 51820 // WireGuard's, and the one after it
+	DefaultRotate     = 24 * time.Hour
+)
 
 // Options of a Driver. Bridge, Store, Node and Underlay are required.
 type Options struct {
@@ -44,6 +51,17 @@ type Options struct {
 	// empty. Nodes may differ in it.
 	Direct Direct
 
+	// Encryption encrypts all that goes between nodes; nil does not. It takes the
+	// place of VXLAN and direct routes, so nodes that have it and nodes that have
+	// not do not reach each other's tasks.
+	Encryption Encryption
+	// TunnelPort is the first of two UDP ports that encrypted packets come to;
+	// DefaultTunnelPort when 0.
+	TunnelPort uint16
+	// Rotate is for how long a key is used; DefaultRotate when 0, at least a
+	// second. All nodes should have the same.
+	Rotate time.Duration
+
 	joined    func() // see Driver
 	undivided bool   // one slice is all of a network, for tests that know one node
 }
@@ -62,6 +80,7 @@ type Driver struct {
 	nets  map[string]*overlay
 	peers map[string]map[string]slice // by network and key in the store
 	seen  bool                        // peers are known
+	seal  *seal                       // nil without encryption
 
 	joined func() // told by the follower of each change it has made true; tests listen
 }
@@ -102,6 +121,14 @@ func Open(opts Options) (*Driver, error) {
 	if !slices.Contains([]Direct{DirectAuto, DirectAlways, DirectNever}, opts.Direct) {
 		return wrong("direct", fmt.Sprintf("is %q; use %s, %s or %s", opts.Direct, DirectAuto, DirectAlways, DirectNever))
 	}
+	opts.TunnelPort = cmp.Or(opts.TunnelPort, DefaultTunnelPort)
+	opts.Rotate = cmp.Or(opts.Rotate, DefaultRotate)
+	switch {
+	case opts.Encryption != nil && opts.TunnelPort == 65535:
+		return wrong("tunnel port", "is 65535; there must be one after it")
+	case opts.Rotate < time.Second:
+		return wrong("rotate", fmt.Sprintf("is %v; use 1s or more", opts.Rotate))
+	}
 	d := &Driver{
 		opts: opts, log: opts.Bridge.Logger,
 		nets: map[string]*overlay{}, peers: map[string]map[string]slice{}, joined: opts.joined,
@@ -115,7 +142,10 @@ func Open(opts Options) (*Driver, error) {
 	}
 	way, err := d.underlay()
 	if err == nil {
-		if d.opts.Direct != DirectNever {
+		switch {
+		case opts.Encryption != nil:
+			d.opts.Bridge.Tunnels = 2
+		case opts.Direct != DirectNever:
 			d.opts.Bridge.Uplinks = []string{way.name}
 		}
 		d.Driver, err = bridge.Open(d.opts.Bridge)
@@ -123,6 +153,14 @@ func Open(opts Options) (*Driver, error) {
 	if err != nil {
 		d.host.Close()
 		return nil, err
+	}
+	if err = d.TrimLinks(); err == nil && opts.Encryption != nil {
+		if d.seal, err = loadSeal(opts.Bridge.Dir, opts.TunnelPort); err == nil {
+			err = d.openTunnels()
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open overlay network: %w", err), d.Close())
 	}
 	return d, nil
 }
@@ -144,11 +182,18 @@ func dial(path string) (*netlink.Handle, error) {
 // and the inner Ethernet header.
 const overhead4, overhead6 = 20 + 8 + 8 + 14, 40 + 8 + 8 + 14
 
+// overhead is what is put around packets that do not go directly.
 func (d *Driver) overhead() int {
-	if d.opts.Underlay.Is4() {
+	switch ipv4, sealed := d.opts.Underlay.Is4(), d.opts.Encryption != nil; {
+	case ipv4 && sealed:
+		return sealed4
+	case sealed:
+		return sealed6
+	case ipv4:
 		return overhead4
+	default:
+		return overhead6
 	}
-	return overhead6
 }
 
 // Ensure implements network.Driver: it takes a slice of the network's subnets
@@ -169,7 +214,7 @@ func (d *Driver) Ensure(ctx context.Context, n network.Network) error {
 	// Tasks send what fits a direct route. What does not fit VXLAN this node
 	// tells them, as a router does.
 	most := way.mtu
-	if d.opts.Direct == DirectNever {
+	if d.opts.Direct == DirectNever || d.seal != nil {
 		most = tunnel
 	}
 	if n.MTU > most {
@@ -186,9 +231,13 @@ func (d *Driver) Ensure(ctx context.Context, n network.Network) error {
 	if err != nil {
 		return fmt.Errorf("network %q: take a slice of %v: %w", n.Name, n.Subnets, err)
 	}
-	vni, err := d.number(ctx, n.Name)
-	if err != nil {
-		return fmt.Errorf("network %q: take a VXLAN number: %w", n.Name, err)
+	vni := 0
+	if d.seal == nil {
+		if vni, err = d.number(ctx, n.Name); err != nil {
+			return fmt.Errorf("network %q: take a VXLAN number: %w", n.Name, err)
+		}
+	} else if err := cmp.Or(d.reopenTunnels(), d.publish(ctx)); err != nil {
+		return fmt.Errorf("network %q: publish this node's keys: %w", n.Name, err)
 	}
 	part := n
 	part.Whole, part.Subnets = n.Subnets, d.cut(n.Subnets, index)
@@ -198,15 +247,15 @@ func (d *Driver) Ensure(ctx context.Context, n network.Network) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	link, err := d.makeLink(part, vni, min(part.MTU, tunnel), mac)
-	if err != nil {
+	o := &overlay{name: n.Name, whole: n.Subnets, index: index, way: way}
+	if d.seal == nil {
+		o.link, err = d.makeLink(part, vni, min(part.MTU, tunnel), mac)
+	}
+	if err = cmp.Or(err, d.AdmitLinks(n.Name), d.closeWhole(o)); err != nil {
 		return fmt.Errorf("network %q: %w", n.Name, err)
 	}
-	if err := d.AdmitLink(n.Name); err != nil {
-		return fmt.Errorf("network %q: %w", n.Name, err)
-	}
-	d.nets[n.Name] = &overlay{name: n.Name, whole: n.Subnets, index: index, link: link, way: way}
-	return d.join(n.Name)
+	d.nets[n.Name] = o
+	return errors.Join(d.reseal(), d.join(n.Name))
 }
 
 // Gateways implements network.Divider: those of this node's slice.
@@ -241,7 +290,7 @@ func (d *Driver) Remove(ctx context.Context, name string) error {
 // [bridge.Driver.Purge] does, and gives the node's slices back.
 func (d *Driver) Purge(ctx context.Context) error {
 	d.mu.Lock()
-	err := d.Driver.Purge(ctx)
+	err := errors.Join(d.closeTunnels(), d.Driver.Purge(ctx), d.forgetKeys())
 	clear(d.nets)
 	d.mu.Unlock()
 	if err != nil {
@@ -253,11 +302,22 @@ func (d *Driver) Purge(ctx context.Context) error {
 // Run follows the other nodes until ctx ends, over failures of the store: what
 // is known then goes on to hold. It returns nil when ctx ended.
 func (d *Driver) Run(ctx context.Context) error {
+	if d.seal == nil {
+		return d.follow(ctx, keySlices, (*follower)(d))
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return d.follow(ctx, keySlices, (*follower)(d)) })
+	group.Go(func() error { return d.follow(ctx, keyTunnels, (*sealer)(d)) })
+	group.Go(func() error { return d.keepSealed(ctx) })
+	return group.Wait()
+}
+
+func (d *Driver) follow(ctx context.Context, prefix string, f store.Follower) error {
 	const first, most = 50 * time.Millisecond, 5 * time.Second
 	pause := first
 	for {
 		began := time.Now()
-		err := store.Follow(ctx, d.opts.Store, keySlices, (*follower)(d))
+		err := store.Follow(ctx, d.opts.Store, prefix, f)
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -282,6 +342,7 @@ func (d *Driver) Close() error {
 	err := d.Driver.Close()
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	err = errors.Join(err, d.closeTunnels())
 	d.host.Close()
 	return err
 }

@@ -59,6 +59,15 @@ func (w *world) settled(name string) {
 func (h *host) peersOn(name string) []string {
 	h.w.Helper()
 	var to []string
+	if h.w.mode == sealed {
+		h.d.mu.Lock()
+		defer h.d.mu.Unlock()
+		for _, p := range h.d.seal.kept.Tunnels[0].Config.Peers {
+			to = append(to, p.Endpoint.Addr().String())
+		}
+		slices.Sort(to)
+		return to
+	}
 	err := in(h.ns, func() error {
 		link, err := netlink.LinkByName(h.d.LinkName(name))
 		if err != nil {
@@ -92,7 +101,7 @@ func (w *world) await(h *host, what string, so func() bool) {
 }
 
 func TestTasksOfManyNodes(t *testing.T) {
-	for _, mode := range []Direct{DirectAuto, DirectNever} {
+	for _, mode := range []Direct{DirectAuto, DirectNever, sealed} {
 		t.Run(fmt.Sprintf("direct=%v", mode), func(t *testing.T) { testTasksOfManyNodes(t, mode) })
 	}
 }
@@ -147,7 +156,7 @@ func testTasksOfManyNodes(t *testing.T, mode Direct) {
 // A virtual address and a published port lead to endpoints on other nodes, from
 // a task, from the node and from outside, whichever node is asked.
 func TestBalancesOverNodes(t *testing.T) {
-	for _, mode := range []Direct{DirectAuto, DirectNever} {
+	for _, mode := range []Direct{DirectAuto, DirectNever, sealed} {
 		t.Run(string(mode), func(t *testing.T) { testBalancesOverNodes(t, mode) })
 	}
 }
@@ -202,7 +211,7 @@ func testBalancesOverNodes(t *testing.T, mode Direct) {
 
 // Networks are apart between nodes too.
 func TestNetworksAreApart(t *testing.T) {
-	for _, mode := range []Direct{DirectAuto, DirectNever} {
+	for _, mode := range []Direct{DirectAuto, DirectNever, sealed} {
 		t.Run(string(mode), func(t *testing.T) { testNetworksAreApart(t, mode) })
 	}
 }
@@ -226,7 +235,13 @@ func testNetworksAreApart(t *testing.T, mode Direct) {
 
 // A node that leaves is forgotten by the others, and its slice is free.
 func TestForget(t *testing.T) {
-	w := newWorld(t, 3, false)
+	for _, mode := range []Direct{DirectAuto, sealed} {
+		t.Run(string(mode), func(t *testing.T) { testForget(t, mode) })
+	}
+}
+
+func testForget(t *testing.T, mode Direct) {
+	w := newWorld(t, 3, false, mode)
 	w.ensure(front)
 	gone := w.hosts[2]
 	check(t, Forget(t.Context(), w.store, gone.name))

@@ -71,6 +71,9 @@ func (f *follower) read(item store.Item) {
 // change.
 func (f *follower) join(names []string) error {
 	d := (*Driver)(f)
+	if err := d.reseal(); err != nil { // before the routes to what it knows
+		d.log.Error("cannot tell tunnels of other nodes", "error", err)
+	}
 	for _, name := range names {
 		if err := d.join(name); err != nil {
 			d.log.Error("cannot reach other nodes", "network", name, "error", err)
@@ -155,8 +158,8 @@ type entries struct {
 
 // hop is where a route leads.
 type hop struct {
-	via  netip.Addr
-	link int // index of the interface
+	via  netip.Addr // the zero Addr for a tunnel, which has one other end for each address
+	link int        // index of the interface
 }
 
 // entriesOf returns what this node is to know of the peers on a network.
@@ -168,7 +171,18 @@ func (d *Driver) entriesOf(o *overlay) entries {
 	count := d.sliceCount(o.whole)
 	for key, peer := range d.peers[o.name] {
 		_, index, _ := splitKey(key)
-		if index == o.index || index >= count || peer.Node == d.opts.Node || peer.Underlay.Is4() != d.opts.Underlay.Is4() {
+		if index == o.index || index >= count || peer.Node == d.opts.Node {
+			continue
+		}
+		if d.seal != nil {
+			if h, ok := d.sealedHop(peer.Node); ok {
+				for _, p := range d.cut(o.whole, index) {
+					e.routes[p] = h
+				}
+			}
+			continue
+		}
+		if peer.Underlay.Is4() != d.opts.Underlay.Is4() {
 			continue
 		}
 		mac, err := net.ParseMAC(peer.MAC)
@@ -204,10 +218,13 @@ func linkLocal(mac net.HardwareAddr) netip.Addr {
 // held.
 func (d *Driver) join(name string) error {
 	o := d.nets[name]
-	if o == nil || !d.seen {
+	if o == nil || !d.seen || d.seal != nil && !d.seal.known {
 		return nil
 	}
 	want := d.entriesOf(o)
+	if d.seal != nil {
+		return d.setRoutes(o, want)
+	}
 	// What leads to a peer comes before the route that uses it, and goes after.
 	errs := []error{d.setForwarding(o, want, false), d.setNeighbours(o, want, false), d.setRoutes(o, want),
 		d.setNeighbours(o, want, true), d.setForwarding(o, want, true)}
@@ -296,7 +313,7 @@ func (d *Driver) setRoutes(o *overlay, want entries) error {
 	same := map[netip.Prefix]bool{}
 	for _, r := range have {
 		to, ok := prefixOf(r.Dst)
-		if !ok || !slices.ContainsFunc(o.whole, func(w netip.Prefix) bool { return w.Bits() <= to.Bits() && w.Contains(to.Addr()) }) {
+		if !ok || r.Type == unix.RTN_BLACKHOLE || !slices.ContainsFunc(o.whole, func(w netip.Prefix) bool { return w.Bits() <= to.Bits() && w.Contains(to.Addr()) }) {
 			continue // another network's
 		}
 		if h, wanted := want.routes[to]; wanted && h == hopOf(r) {
@@ -309,14 +326,14 @@ func (d *Driver) setRoutes(o *overlay, want entries) error {
 		if same[to] {
 			continue
 		}
-		r := &netlink.Route{
-			LinkIndex: h.link, Dst: ipNet(to), Src: want.sources[to.Addr().Is4()].AsSlice(),
-			Flags: int(netlink.FLAG_ONLINK), Protocol: routeProtocol,
-		}
-		if h.via.Is4() == to.Addr().Is4() {
-			r.Gw = h.via.AsSlice()
-		} else {
-			r.Via = &netlink.Via{AddrFamily: unix.AF_INET6, Addr: h.via.AsSlice()}
+		r := &netlink.Route{LinkIndex: h.link, Dst: ipNet(to), Src: want.sources[to.Addr().Is4()].AsSlice(), Protocol: routeProtocol}
+		switch {
+		case !h.via.IsValid():
+			r.Scope = netlink.SCOPE_LINK
+		case h.via.Is4() == to.Addr().Is4():
+			r.Gw, r.Flags = h.via.AsSlice(), int(netlink.FLAG_ONLINK)
+		default:
+			r.Via, r.Flags = &netlink.Via{AddrFamily: unix.AF_INET6, Addr: h.via.AsSlice()}, int(netlink.FLAG_ONLINK)
 		}
 		if err := d.host.RouteReplace(r); err != nil {
 			errs = append(errs, fmt.Errorf("route to %v by %v: %w", to, h.via, err))

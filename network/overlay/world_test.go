@@ -145,6 +145,9 @@ func (w *world) host(i int) *host {
 			}
 		},
 	}
+	if w.mode == sealed {
+		h.opts.Direct, h.opts.Encryption = DirectAuto, encryption()
+	}
 	h.open()
 	w.Cleanup(h.purge)
 	w.hosts = append(w.hosts, h)
@@ -236,9 +239,9 @@ func (h *host) purge() {
 	if err != nil {
 		h.w.Errorf("after Purge of %s: %v", h.name, err)
 	}
-	items, err := h.w.store.List(context.Background(), "/overlay/")
+	items, err := h.w.store.List(context.Background(), "/")
 	for _, item := range items.Items {
-		if strings.Contains(string(item.Value), `"`+h.name+`"`) {
+		if strings.Contains(string(item.Value), `"`+h.name+`"`) || item.Key == keyNodes+h.name {
 			err = errors.Join(err, fmt.Errorf("record %s is left", item.Key))
 		}
 	}
