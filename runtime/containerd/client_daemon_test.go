@@ -14,11 +14,11 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"golang.org/x/sys/unix"
 
 	"github.com/orchestrate-go/orchestrate/internal/bare"
 )
@@ -135,15 +135,48 @@ func (d *daemon) contents(ns string) (left []string, err error) {
 	}
 	// It clears up after a call that its caller did not live to see the end
 	// of by and by.
-	var bundles []string
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		// A name with a dot is one that a daemon which was killed was just
-		// deleting; no daemon comes back to it.
-		if bundles, err = filepath.Glob(filepath.Join(d.dir, "state", "*", ns, "[^.]*")); err != nil || len(bundles) == 0 {
-			break
+	dirs, err := filepath.Glob(filepath.Join(d.dir, "state", "*", ns))
+	if err != nil {
+		return nil, err
+	}
+	for _, dir := range dirs {
+		bundles, err := emptied(dir)
+		if err != nil {
+			return nil, err
+		}
+		left = append(left, bundles...)
+	}
+	return left, nil
+}
+
+// emptied waits until a folder is empty, or until nothing has left it for ten
+// seconds, and returns what is in it then. A name with a dot is one that a daemon
+// which was killed was just deleting; no daemon comes back to it.
+func emptied(dir string) ([]string, error) {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_DELETE|unix.IN_MOVED_FROM); err != nil {
+		return nil, err
+	}
+	for buf := make([]byte, 64<<10); ; {
+		left, err := filepath.Glob(filepath.Join(dir, "[^.]*"))
+		if err != nil || len(left) == 0 {
+			return nil, err
+		}
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil || n == 0 {
+			return left, err
+		}
+		if _, err := unix.Read(fd, buf); err != nil {
+			return nil, err
 		}
 	}
-	return append(left, bundles...), err
 }
 
 // leftovers reports what a daemon without containers has left outside of its
