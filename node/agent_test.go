@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"maps"
 	"os"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -298,6 +300,34 @@ func TestAgentAdopts(t *testing.T) {
 			if task.Restarts != 0 || task.State != orchestrate.Ready {
 				t.Errorf("task %s is %s after %d restarts, want ready after none", task.ID, task.State, task.Restarts)
 			}
+		}
+	})
+}
+
+// An agent that was killed when it had started a container's successor has not
+// removed the container: the next agent does, and need not wait for a next start.
+func TestSuccessorStartedAndKilled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		kill := m.agent()
+		m.apply(web(1))
+		m.wait("web", orchestrate.RolloutCompleted)
+		kill()
+		ctx := context.Background()
+		old := m.containers()[0]
+		if err := m.runtime.Kill(ctx, old.ID, runtime.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		labels := maps.Clone(old.Labels)
+		labels[runtime.LabelAttempt] = "1"
+		successor := strings.TrimSuffix(old.ID, "0") + "1"
+		if err := m.runtime.Start(ctx, runtime.Spec{ID: successor, Image: old.Image, Args: []string{"/web"}, Labels: labels}); err != nil {
+			t.Fatal(err)
+		}
+		m.agent()
+		time.Sleep(time.Second)
+		if cs := m.containers(); len(cs) != 1 || cs[0].ID != successor {
+			t.Errorf("containers: got %+v, want %s alone", cs, successor)
 		}
 	})
 }

@@ -128,8 +128,16 @@ func (m *member) loop(ctx context.Context, env environment, policy orchestrate.R
 	if adopted {
 		m.image = env.images[m.spec.Image]
 	}
+	var old []string // which the agent before did not come to remove
+	if adopted {
+		old = slices.DeleteFunc(m.ids(), func(id string) bool { return id == m.id })
+	}
+	attempt := m.attempt
 	m.task.mu.Unlock()
 	defer m.unprobe()
+	if len(old) > 0 {
+		background.Go(func() { m.bury(ctx, old, attempt) })
+	}
 	if adopted && running {
 		m.probe(m.id, wasReady)
 	}
