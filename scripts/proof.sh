@@ -5,11 +5,28 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export ORCHESTRATE_BIN="$PWD/.cache/bin" ORCHESTRATE_LONG=1
 fuzztime=${FUZZTIME:-60s}
+log=$(mktemp)
+trap 'rm -f "$log" "$log.fuzz"' EXIT
 for dir in $(git grep -l '^func Fuzz' -- '*_test.go' | xargs -n1 dirname | sort -u); do
 	for target in $(grep -ho '^func Fuzz[A-Za-z0-9_]*' "$dir"/*_test.go | sed 's/^func //'); do
 		printf 'proof: fuzzing %s in %s for %s\n' "$target" "$dir" "$fuzztime"
-		go test -run '^$' -fuzz "^$target\$" -fuzztime "$fuzztime" -fuzzminimizetime 10x "./$dir"
+		go test -run '^$' -fuzz "^$target\$" -fuzztime "$fuzztime" -fuzzminimizetime 10x "./$dir" | tee "$log"
+		printf '%s in %s: %s inputs\n' "$target" "$dir" "$(sed -n 's/.*execs: \([0-9]*\).*/\1/p' "$log" | tail -n 1)" >>"$log.fuzz"
 	done
 done
 printf 'proof: tests in their long mode\n'
-go test -count=1 -v -timeout 120m ./... | grep -v '^=== \|^ *--- PASS\|^PASS'
+status=0
+go test -count=1 -v -timeout 240m ./... | tee "$log" | grep -v '^=== \|^ *--- PASS\|^PASS' || status=1
+
+# What the tests say of themselves, with the test that says it.
+printf '\nproof: what was run\n'
+printf '  fuzzing: %s targets for %s each\n' "$(wc -l <"$log.fuzz")" "$fuzztime"
+sed 's/^/    /' "$log.fuzz"
+printf '  tests: %s passed, %s failed\n' "$(grep -c '^ *--- PASS' "$log" || true)" "$(grep -c '^ *--- FAIL' "$log" || true)"
+printf '  seeds, cases, states, faults, steps and crashes:\n'
+awk '/^=== (RUN|CONT|NAME)/ { test = $3 }
+	/_test\.go:[0-9]+: .*(seed|crash|fault|steps|states|cases|failpoint|killed|lost)/ {
+		sub(/^ *[a-z0-9_]+\.go:[0-9]+: /, ""); print "    " test ": " $0
+	}
+	/\[rapid\] OK/ { sub(/^.*\[rapid\] /, ""); print "    " test ": " $0 }' "$log"
+exit $status

@@ -279,6 +279,7 @@ func TestClientKilledAtAnyMoment(t *testing.T) {
 			t.Errorf("round %d, after %d containers were removed: %v", round, len(list), err)
 		}
 	}
+	t.Logf("crashes: %d of the program, %d of the daemon with it, at random moments", rounds, rounds/2)
 }
 
 // A daemon that is killed at any moment under a program that goes on fails
@@ -318,4 +319,5 @@ func TestDaemonKilledAtAnyMoment(t *testing.T) {
 	if left, err := d.contents("orchestrate"); err != nil || len(left) > 0 {
 		t.Errorf("left in containerd: %q, %v; want nothing", left, err)
 	}
+	t.Logf("crashes: %d of the daemon, at random moments", rounds)
 }

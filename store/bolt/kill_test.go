@@ -126,7 +126,7 @@ func TestKill(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	t.Logf("%d kills, %d acknowledged commits, none lost", rounds, len(acknowledged))
+	t.Logf("crashes: %d; %d acknowledged commits, none lost", rounds, len(acknowledged))
 }
 
 func acknowledge(t *testing.T, acknowledged map[string]int64, line string) {
@@ -219,5 +219,5 @@ func TestKillCreation(t *testing.T) {
 			t.Errorf("folder has %v (%v), want the file alone", entries, err)
 		}
 	}
-	t.Logf("%d of %d were interrupted before the store was open", interrupted, rounds)
+	t.Logf("crashes: %d of %d, interrupted before the store was open", interrupted, rounds)
 }
