@@ -124,7 +124,11 @@ func (f *Fleet) commit(ctx context.Context, b *batch) error {
 		key := record.Key(record.Kept, "application", f.unique(b.Writes[0].Key))
 		b.Writes = append(b.Writes, store.Put(key, record.EncodeEvents(b.events)))
 	}
+	// gofail: var applyBegun struct{}
+	// die()
 	_, err := f.store.Commit(ctx, b.Txn)
+	// gofail: var applyStored struct{}
+	// die()
 	if err == nil {
 		f.noteRemoved(b)
 	}

@@ -55,6 +55,12 @@ func (c *crash) check(what, op string, stored bool) {
 		apply(t, f, crashService(c.version))
 		completed(t, f, "web")
 		c.checkRunning(what, f)
+	case "restart":
+		if err := restarted(t.Context(), f); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		c.buried(what, f)
+		c.checkRunning(what, f)
 	case "remove":
 		if stored && exists {
 			t.Fatalf("%s: Remove had returned, and the service is back", what)
@@ -72,6 +78,18 @@ func (c *crash) check(what, op string, stored bool) {
 		c.checkRemoved(what, f)
 	}
 	c.checkLines(what)
+	// Of each version one volume is left.
+	volumes, err := f.Volumes(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range volumes {
+		if v.Name != "lines" && len(v.Tasks) == 0 {
+			if err := f.RemoveVolume(t.Context(), v.Name); err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+	}
 }
 
 // checkRunning checks a service that has converged.
@@ -131,6 +149,33 @@ func (c *crash) checkRunning(what string, f *Fleet) {
 		}
 	}
 	c.checkHeld(what, f, ids)
+}
+
+// buried waits until containers that have ended are gone, which their successors do
+// not wait for.
+func (c *crash) buried(what string, f *Fleet) {
+	c.t.Helper()
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	bundles := filepath.Join("/run/orchestrate", stateOf(c.dir), "c")
+	if _, err := unix.InotifyAddWatch(fd, bundles, unix.IN_DELETE); err != nil {
+		c.t.Fatal(err)
+	}
+	for buf := make([]byte, 4<<10); len(c.containers(f)) > crashReplicas; {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000)
+		if n == 0 {
+			return // what is left is told by who called
+		}
+		if err == nil {
+			_, err = unix.Read(fd, buf)
+		}
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			c.t.Fatalf("%s: %v", what, err)
+		}
+	}
 }
 
 // checkHeld checks that only these tasks hold something on the node.

@@ -52,7 +52,7 @@ func TestCrash(t *testing.T) {
 	}
 	t.Logf("%d rounds of each operation, seed %d", rounds, seed)
 	c := &crash{
-		t: t, dir: newFolder(t), random: rand.New(rand.NewPCG(seed, 0)),
+		t: t, dir: newFolder(t), binary: "/proc/self/exe", random: rand.New(rand.NewPCG(seed, 0)),
 		took: map[string]time.Duration{}, killed: map[string]int{},
 	}
 	f := openAt(t, c.dir)
@@ -80,7 +80,7 @@ func TestCrash(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("programs killed in the middle of each operation: %v, while they recovered: %d; had ended before: %d; requests while the program was killed and away: %d, lines acknowledged: %d",
+	t.Logf("crashes: programs killed in the middle of each operation: %v, while they recovered: %d; had ended before: %d; requests while the program was killed and away: %d, lines acknowledged: %d",
 		c.killed, c.killedAgain, c.late, c.requests, len(c.acked))
 }
 
@@ -92,6 +92,7 @@ var operations = []string{"apply", "roll", "remove"}
 type crash struct {
 	t      *testing.T
 	dir    string
+	binary string // the program that is killed
 	random *rand.Rand
 	took   map[string]time.Duration // by operation
 	// version is of the service that was applied last.
@@ -113,7 +114,10 @@ func crashService(version int) orchestrate.Service {
 	s := service("web", crashReplicas)
 	s.Ports[0].Published = crashPort
 	s.Containers[0].Env = map[string]string{"VERSION": strconv.Itoa(version)}
-	s.Containers[0].Mounts = []orchestrate.Mount{{Target: "/data", Volume: "lines"}}
+	s.Containers[0].Mounts = []orchestrate.Mount{
+		{Target: "/data", Volume: "lines"},
+		{Target: "/scratch", Volume: fmt.Sprint("scratch-", version)},
+	}
 	s.Containers[0].Command = []string{"line=start", "serve"}
 	s.Containers[0].Liveness = &health.Check{HTTP: &health.HTTP{Port: 8080, Path: "/healthy?liveness"}, Interval: time.Second}
 	s.StopGrace = time.Second
@@ -141,13 +145,19 @@ func crashProgram(what string) error {
 		err = f.Apply(ctx, crashService(version))
 	case "remove":
 		err = f.Remove(ctx, "web")
-	case "recover":
+	case "recover", "restart":
 	}
 	if err != nil {
 		return err
 	}
 	fmt.Println("stored")
-	if op != "recover" {
+	switch op {
+	case "recover":
+	case "restart":
+		if err := restarted(ctx, f); err != nil {
+			return err
+		}
+	default:
 		r, err := f.Wait(ctx, "web")
 		if err == nil {
 			err = r.Err()
@@ -161,18 +171,46 @@ func crashProgram(what string) error {
 	return errors.Join(err, f.Close())
 }
 
+// restarted waits until a container has been restarted, and all of them run.
+func restarted(ctx context.Context, f *Fleet) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	events, err := f.Watch(ctx)
+	if err != nil {
+		return err
+	}
+	for {
+		list, err := f.Tasks(ctx, "web")
+		if err != nil {
+			return err
+		}
+		again := false
+		up := func(t orchestrate.Task) bool {
+			again = again || t.Restarts > 0
+			return t.State == orchestrate.Ready && len(t.Containers) == 1 && t.Containers[0].Running
+		}
+		if n := len(slices.DeleteFunc(list, func(t orchestrate.Task) bool { return !up(t) })); n == crashReplicas && again {
+			return nil
+		}
+		if _, ok := <-events; !ok {
+			return fmt.Errorf("no container is restarted: %w", context.Cause(ctx))
+		}
+	}
+}
+
 // program is a started crashProgram.
 type program struct {
 	t     *testing.T
 	cmd   *exec.Cmd
 	stdin io.Closer
-	lines chan string // what it said; closed at its end
+	lines chan string    // what it said; closed at its end
+	hits  map[string]int // failpoints that it came by, once lines is closed
 }
 
-func (c *crash) start(op string) *program {
+func (c *crash) start(op string, env ...string) *program {
 	c.t.Helper()
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %s", envProgram, op, c.version, c.dir))
+	cmd := exec.Command(c.binary)
+	cmd.Env = append(append(os.Environ(), fmt.Sprintf("%s=%s %d %s", envProgram, op, c.version, c.dir)), env...)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	stdin, err := cmd.StdinPipe()
@@ -186,10 +224,14 @@ func (c *crash) start(op string) *program {
 	if err := cmd.Start(); err != nil {
 		c.t.Fatal(err)
 	}
-	p := &program{t: c.t, cmd: cmd, stdin: stdin, lines: make(chan string, 3)}
+	p := &program{t: c.t, cmd: cmd, stdin: stdin, lines: make(chan string, 3), hits: map[string]int{}}
 	go func() {
 		defer close(p.lines)
 		for s := bufio.NewScanner(stdout); s.Scan(); {
+			if name, ok := strings.CutPrefix(s.Text(), "failpoint print: "); ok {
+				p.hits[name]++
+				continue
+			}
 			p.lines <- s.Text()
 		}
 	}()

@@ -43,6 +43,8 @@ func (a assignments) Reset(snapshot store.Snapshot) error {
 			return fmt.Errorf("see what runs: %w", err)
 		}
 	}
+	// gofail: var leftoversSeen struct{}
+	// die()
 	for _, id := range a.supervised() {
 		if _, ok := want[id]; !ok {
 			a.unassign(a.ctx, id)
@@ -237,6 +239,8 @@ func (a *Agent) assign(ctx context.Context, rec record.Task, found *prior) {
 		}
 	}
 	a.mu.Unlock()
+	// gofail: var taskAssigned struct{}
+	// die()
 	a.meter.set(rec.ID, rec.Measure)
 	t.revision.Store(rec.Revision)
 	if rec.Stop != nil {

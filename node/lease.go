@@ -105,6 +105,8 @@ func (a *Agent) enroll(ctx context.Context, started time.Time, h *held, ifs ...s
 		store.Put(record.Key(record.Nodes, a.id()), data),
 		store.PutLeased(record.Key(record.Alive, a.id()), []byte("{}"), h.lease.ID()),
 	}})
+	// gofail: var nodeRegistered struct{}
+	// die()
 	return err
 }
 

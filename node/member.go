@@ -170,6 +170,8 @@ func (m *member) loop(ctx context.Context, env environment, policy orchestrate.R
 		if err != nil {
 			return err
 		}
+		// gofail: var containerEnded struct{}
+		// die()
 		ran := m.ended(exit)
 		v, delay := b.next(policy, exit, why != nil, ran)
 		if v == done {
@@ -217,6 +219,8 @@ func (m *member) start(ctx context.Context, env environment, background *sync.Wa
 	if err != nil {
 		return err
 	}
+	// gofail: var startBegun struct{}
+	// die()
 	if err := t.agent.opts.Runtime.Start(ctx, spec); err != nil {
 		permanent := false
 		var start *runtime.StartError
@@ -233,6 +237,8 @@ func (m *member) start(ctx context.Context, env environment, background *sync.Wa
 			Permanent: permanent || errors.As(err, &bad),
 		}}
 	}
+	// gofail: var containerStarted struct{}
+	// die()
 	pid := 0
 	if found, err := t.agent.opts.Runtime.List(ctx, map[string]string{runtime.LabelTask: t.rec.ID}); err == nil {
 		for _, c := range found {
@@ -267,6 +273,8 @@ func (m *member) bury(ctx context.Context, ids []string, attempt int) {
 			m.task.log.Warn("cannot remove an ended container", "container", id, "error", err)
 			continue // release tries again
 		}
+		// gofail: var containerBuried struct{}
+		// die()
 		m.task.mu.Lock()
 		delete(m.made, id)
 		m.task.mu.Unlock()

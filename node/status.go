@@ -211,6 +211,9 @@ func (o *outbox) flush(ctx context.Context) error {
 			o.settle(upTo)
 			return nil
 		}
+		// gofail: var recordsTaken struct{}
+		// die()
+
 		// Of one task in the order in which they were queued, so that its status
 		// never appears before what it relies on. Between tasks, whose goroutines
 		// queue them in any order, by their names: so the same records make the
@@ -259,6 +262,8 @@ func (o *outbox) commit(ctx context.Context, keys []string, all map[string]pendi
 		}
 	}
 	if told == nil {
+		// gofail: var recordsQueued struct{}
+		// die()
 		_, err := o.store.Commit(ctx, txn)
 		return err
 	}

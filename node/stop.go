@@ -30,9 +30,13 @@ func (t *task) down(ctx context.Context) error {
 	if err := leave(ctx, t.rec.ID); err != nil {
 		return err
 	}
+	// gofail: var endpointWithdrawn struct{}
+	// die()
 	if wasReady && !t.expelled.Load() && !sleep(ctx, t.tmpl.DrainDelay) {
 		return ctx.Err()
 	}
+	// gofail: var taskDrained struct{}
+	// die()
 	t.stopAll(ctx, t.mains)
 	for _, m := range slices.Backward(t.sidecars) {
 		t.stopAll(ctx, []*member{m})
@@ -41,6 +45,8 @@ func (t *task) down(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
+	// gofail: var containersStopped struct{}
+	// die()
 	t.mu.Lock()
 	held := t.held
 	for _, m := range t.members() {
@@ -127,6 +133,8 @@ func (a *Agent) releaseOnce(ctx context.Context, id string, h *holdings) error {
 	if len(errs) > 0 {
 		return errors.Join(errs...) // what follows may be in use by it
 	}
+	// gofail: var containersRemoved struct{}
+	// die()
 	for _, m := range h.mounts {
 		if err := a.opts.Volumes.Unmount(ctx, m); err != nil {
 			errs = append(errs, fmt.Errorf("unmount volume %s: %w", m.Volume, err))
@@ -137,16 +145,22 @@ func (a *Agent) releaseOnce(ctx context.Context, id string, h *holdings) error {
 			errs = append(errs, fmt.Errorf("unbind %s: %w", b.Source, err))
 		}
 	}
+	// gofail: var volumesUnmounted struct{}
+	// die()
 	for _, at := range h.attachments {
 		if err := a.opts.Network.Detach(ctx, at); err != nil {
 			errs = append(errs, fmt.Errorf("detach from network %s: %w", at.Network, err))
 		}
 	}
+	// gofail: var networksDetached struct{}
+	// die()
 	if h.namespace {
 		if err := a.opts.Namespaces.Delete(ctx, id); err != nil {
 			errs = append(errs, err)
 		}
 	}
+	// gofail: var namespaceDeleted struct{}
+	// die()
 	if !fileless(a.opts.Runtime) {
 		errs = append(errs, os.RemoveAll(a.filesDir(id)))
 	}
@@ -165,6 +179,8 @@ func (t *task) forget(ctx context.Context) {
 			}
 		}
 	}
+	// gofail: var logsDeleted struct{}
+	// die()
 	t.agent.mu.Lock()
 	delete(t.agent.tasks, t.rec.ID)
 	t.agent.mu.Unlock()

@@ -240,9 +240,13 @@ func (t *task) run(ctx context.Context) {
 		t.fail(&record.Failure{Kind: record.FailedStart, Message: err.Error(), At: time.Now().UTC()})
 		t.log.Error("task failed", "error", err)
 	}
+	// gofail: var taskOver struct{}
+	// die()
 	if t.down(ctx) != nil {
 		return // ctx ended: the next agent goes on from here
 	}
+	// gofail: var taskReleased struct{}
+	// die()
 	t.end(final)
 	close(t.ended)
 }
@@ -428,6 +432,8 @@ func (t *task) prepare(ctx context.Context) (environment, error) {
 	if err := group.Wait(); err != nil {
 		return env, err
 	}
+	// gofail: var everythingPrepared struct{}
+	// die()
 	var err error
 	if env.files, err = t.writeFiles(); err != nil {
 		return env, failed(record.FailedStart, fmt.Errorf("write resolv.conf and hosts: %w", err), false)
@@ -455,6 +461,8 @@ func (t *task) pull(ctx context.Context, images map[string]runtime.Image) error 
 		if err != nil {
 			return failed(record.FailedImage, fmt.Errorf("image %q: %w", m.spec.Image, err), lasting(err))
 		}
+		// gofail: var imagePulled struct{}
+		// die()
 		images[m.spec.Image] = image
 	}
 	return nil
@@ -471,6 +479,8 @@ func (t *task) attach(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", failed(record.FailedNetwork, fmt.Errorf("make the network namespace: %w", err), false)
 	}
+	// gofail: var namespaceCreated struct{}
+	// die()
 	addresses := map[string][]netip.Addr{}
 	for i, name := range t.tmpl.Networks {
 		if err := a.nets.ensure(ctx, name); err != nil {
@@ -488,6 +498,8 @@ func (t *task) attach(ctx context.Context) (string, error) {
 		if err != nil {
 			return "", failed(record.FailedNetwork, fmt.Errorf("attach to network %q: %w", name, err), false)
 		}
+		// gofail: var networkAttached struct{}
+		// die()
 		for _, p := range iface.Addresses {
 			addresses[name] = append(addresses[name], p.Addr())
 		}
@@ -517,6 +529,8 @@ func (t *task) mount(ctx context.Context, paths map[string]string) error {
 			if err != nil {
 				return failed(record.FailedVolume, err, errors.Is(err, volume.ErrExists) || errors.Is(err, volume.ErrFenced))
 			}
+			// gofail: var volumeProvided struct{}
+			// die()
 			use := volume.Mount{Volume: spec.Name, Task: t.rec.ID}
 			t.hold(func(h *holdings) {
 				if !slices.Contains(h.mounts, use) {
@@ -527,6 +541,8 @@ func (t *task) mount(ctx context.Context, paths map[string]string) error {
 			if err != nil {
 				return failed(record.FailedVolume, err, false)
 			}
+			// gofail: var volumeMounted struct{}
+			// die()
 			paths[mnt.Volume] = path
 		}
 	}

@@ -278,7 +278,11 @@ func (t *traffic) program(ctx context.Context) error {
 	}
 	t.mu.Unlock()
 
+	// gofail: var rulesKnown struct{}
+	// die()
 	refused, err := t.install(ctx, rules)
+	// gofail: var rulesInstalled struct{}
+	// die()
 	if err == nil && t.agent.opts.Resolver != nil {
 		if err := t.agent.opts.Resolver.Set(zones); err != nil && ctx.Err() == nil {
 			// Names can wait; traffic by address works.

@@ -23,11 +23,15 @@ func (l *Loop) commit(ctx context.Context, fence store.Condition, p Plan, told *
 	for p.more() {
 		txn, events := p.next(fence, told)
 		if len(txn.Writes) > 0 {
+			// gofail: var planBegun struct{}
+			// die()
 			revision, err = l.opts.Store.Commit(ctx, txn)
 			if err != nil {
 				return 0, fmt.Errorf("commit %d writes from %s: %w", len(txn.Writes), txn.Writes[0].Key, err)
 			}
 		}
+		// gofail: var planStored struct{}
+		// die()
 		l.tell(events)
 	}
 	return revision, nil

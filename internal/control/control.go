@@ -136,6 +136,8 @@ func (l *Loop) term(ctx context.Context, election store.Election) (led bool, err
 	if err != nil {
 		return false, err
 	}
+	// gofail: var elected struct{}
+	// die()
 	l.log.Info("leading", "term", leadership.Fence().Revision)
 	defer func() {
 		resign, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.opts.LeaseTTL)
@@ -179,6 +181,8 @@ func (l *Loop) lead(ctx context.Context, fence store.Condition) (led bool, err e
 
 	state := NewState(l.config)
 	state.Load(snapshot, now())
+	// gofail: var stateLoaded struct{}
+	// die()
 	committed, told := state.Revision(), 0
 	wake := time.NewTimer(time.Hour)
 	defer wake.Stop()

@@ -57,6 +57,8 @@ func (d *Driver) attach(a network.Attachment) (network.Interface, error) {
 	if err != nil {
 		return network.Interface{}, err
 	}
+	// gofail: var addressesHeld struct{}
+	// die()
 	iface := network.Interface{Name: a.Interface, Gateways: nw.Gateways()}
 	for i, addr := range a.Addresses {
 		iface.Addresses = append(iface.Addresses, netip.PrefixFrom(addr, nw.Subnets[i].Bits()))
@@ -204,6 +206,8 @@ func (d *Driver) plug(nw *segment, a network.Attachment, v veth) error {
 	if err != nil {
 		return fmt.Errorf("add interface %s: %w", a.Interface, err)
 	}
+	// gofail: var linkAdded struct{}
+	// die()
 	if d.bridged {
 		if err := d.host.LinkSetHairpin(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: v.name}}, true); err != nil {
 			return fmt.Errorf("interface %s: hairpin: %w", v.name, err)
@@ -212,6 +216,8 @@ func (d *Driver) plug(nw *segment, a network.Attachment, v veth) error {
 	if err := configure(inner, nw, a); err != nil {
 		return err
 	}
+	// gofail: var linkConfigured struct{}
+	// die()
 	return d.introduce(nw, a, v.mac)
 }
 
@@ -354,9 +360,13 @@ func (d *Driver) Detach(ctx context.Context, a network.Attachment) error {
 	// handed out.
 	nw := d.nets[a.Network]
 	err := d.unplug(had)
+	// gofail: var linkRemoved struct{}
+	// die()
 	if err == nil && nw.index != 0 {
 		err = d.forget(nw, had)
 	}
+	// gofail: var neighboursForgotten struct{}
+	// die()
 	if err == nil {
 		err = d.releaseAddresses(nw, had)
 	}

@@ -170,6 +170,8 @@ func (d *Driver) replaceAll(next map[frontend]network.Rule) error {
 	if fresh {
 		d.table.note(loopback6, "") // written, but not from here on known
 	}
+	// gofail: var rulesReplaced struct{}
+	// die()
 	d.balance = after
 	return d.forgetFlows(slices.Collect(maps.Values(next)), nil, true)
 }
@@ -188,6 +190,8 @@ func (d *Driver) change(next map[frontend]network.Rule, changed, gone []frontend
 	if err := d.table.flush(c); err != nil {
 		return err
 	}
+	// gofail: var rulesChanged struct{}
+	// die()
 	var now, before []network.Rule
 	for _, f := range slices.Concat(changed, gone) {
 		if old, had := d.balance.rules[f]; had {

@@ -54,6 +54,8 @@ func makeNamespace(path string, sysctls map[string]string) error {
 	if err := file.Close(); err != nil {
 		return err
 	}
+	// gofail: var namespaceFileMade struct{}
+	// die()
 	err = elsewhere(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("unshare: %w", err)
@@ -128,6 +130,8 @@ func (d *Driver) deleteNamespace(id string) error {
 			return fmt.Errorf("delete network namespace %s: unmount: %w", id, err)
 		}
 	}
+	// gofail: var namespaceUnmounted struct{}
+	// die()
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("delete network namespace %s: %w", id, err)
 	}

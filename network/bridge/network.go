@@ -77,6 +77,8 @@ func (d *Driver) ensure(nw, old *segment) error {
 	if err := d.state.saveNetwork(nw.Network); err != nil {
 		return err
 	}
+	// gofail: var networkSaved struct{}
+	// die()
 	d.nets[nw.Name] = nw
 	if old != nil && !slices.Equal(old.Whole, nw.Whole) {
 		if err := d.removePeerRoutes(old); err != nil {
@@ -86,6 +88,8 @@ func (d *Driver) ensure(nw, old *segment) error {
 	if err := d.makeBridge(nw); err != nil {
 		return err
 	}
+	// gofail: var bridgeMade struct{}
+	// die()
 	if err := d.hostSysctls(nw); err != nil {
 		return err
 	}
@@ -95,6 +99,8 @@ func (d *Driver) ensure(nw, old *segment) error {
 	if err := d.table.setNetworks(slices.Collect(maps.Values(d.nets)), d.loopback6()); err != nil {
 		return err
 	}
+	// gofail: var networkTableSet struct{}
+	// die()
 	if old == nil {
 		d.log.Info("network ensured", "network", nw.Name, "bridge", nw.bridge, "subnets", nw.Subnets)
 	}

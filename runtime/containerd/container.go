@@ -159,6 +159,8 @@ func (r *Runtime) finish(c *container, exit runtime.Exit) {
 		// The shim still knows the exit code while it lives.
 		r.log.Warn("the exit of a container is not recorded", "container", rec.ID, "error", err)
 	}
+	// gofail: var exitRecorded struct{}
+	// die()
 	c.exit = exit
 	close(c.done)
 }
@@ -202,6 +204,8 @@ func (r *Runtime) adopt() error {
 		})
 	}
 	wg.Wait()
+	// gofail: var containersAdopted struct{}
+	// die()
 	if err := r.shims.adoptIdle(); err != nil {
 		return err
 	}

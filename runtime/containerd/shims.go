@@ -148,6 +148,8 @@ func (p *shimPool) startLocked() *shim {
 	p.shims[s.id] = s
 	p.wg.Go(func() {
 		err := p.boot(p.r.ctx, s)
+		// gofail: var shimBooted struct{}
+		// die()
 		p.connected(s, err)
 		if err != nil {
 			p.removeFiles(s.id)
@@ -258,6 +260,8 @@ func (p *shimPool) stop(ctx context.Context, s *shim) {
 	// The answer may get lost, as the shim ends. What tells is the
 	// connection's end.
 	_, _ = s.tasks.Shutdown(ctx, &taskapi.ShutdownRequest{ID: s.id, Now: true})
+	// gofail: var shimShutDown struct{}
+	// die()
 	patience := time.NewTimer(time.Second)
 	defer patience.Stop()
 	select {

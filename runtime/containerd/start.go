@@ -79,6 +79,8 @@ func (r *Runtime) start(ctx context.Context, spec runtime.Spec) (err error) {
 	if err != nil {
 		return err
 	}
+	// gofail: var shimAcquired struct{}
+	// die()
 	c := &container{shim: sh, pidfd: -1, done: make(chan struct{})}
 	c.record = record{
 		ID: spec.ID, Labels: spec.Labels, Image: spec.Image, Chain: b.chain, Shim: sh.id, Group: spec.Group,
@@ -92,10 +94,14 @@ func (r *Runtime) start(ctx context.Context, spec runtime.Spec) (err error) {
 	if err != nil {
 		return err
 	}
+	// gofail: var layerMade struct{}
+	// die()
 	stdout, stderr, err := r.makeLogs(spec, &c.record)
 	if err != nil {
 		return err
 	}
+	// gofail: var logsMade struct{}
+	// die()
 	dir := r.bundle(spec.ID)
 	if err := os.MkdirAll(filepath.Join(dir, "rootfs"), 0o711); err != nil {
 		return err
@@ -103,9 +109,13 @@ func (r *Runtime) start(ctx context.Context, spec runtime.Spec) (err error) {
 	if err := os.WriteFile(filepath.Join(dir, "config.json"), text, 0o600); err != nil {
 		return err
 	}
+	// gofail: var bundleWritten struct{}
+	// die()
 	if err := r.save(c.record); err != nil {
 		return err
 	}
+	// gofail: var recordSaved struct{}
+	// die()
 	options, err := typeurl.MarshalAnyToProto(&runcopts.Options{BinaryName: r.bin.runc, Root: r.runcRoot()})
 	if err != nil {
 		return err
@@ -123,6 +133,8 @@ func (r *Runtime) start(ctx context.Context, spec runtime.Spec) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	// gofail: var taskCreated struct{}
+	// die()
 	var started *taskapi.StartResponse
 	err = r.seeThrough(ctx, spec.ID, func(ctx context.Context) (err error) {
 		started, err = sh.tasks.Start(ctx, &taskapi.StartRequest{ID: spec.ID})
@@ -131,6 +143,8 @@ func (r *Runtime) start(ctx context.Context, spec runtime.Spec) (err error) {
 	if err != nil {
 		return r.shimError(sh, spec, err)
 	}
+	// gofail: var taskStarted struct{}
+	// die()
 	c.record.PID, c.record.Started = int(started.Pid), time.Now()
 	if fd, err := unix.PidfdOpen(c.record.PID, 0); err == nil {
 		c.pidfd = fd
@@ -138,6 +152,8 @@ func (r *Runtime) start(ctx context.Context, spec runtime.Spec) (err error) {
 	if err := r.save(c.record); err != nil {
 		return err
 	}
+	// gofail: var startRecorded struct{}
+	// die()
 	r.mu.Lock()
 	r.containers[spec.ID] = c
 	r.watch(c)
@@ -313,17 +329,26 @@ func (r *Runtime) clear(id string, c *container) error {
 		deleted = err == nil
 		c.release(ctx, r.shims)
 	}
+	// gofail: var taskDeleted struct{}
+	// die()
 	if !deleted {
 		r.runcDelete(id)
 	}
 	// By now the shim has written all of the output.
 	r.logs.remove(id)
+	// gofail: var logsClosed struct{}
+	// die()
 	if err := mount.UnmountRecursive(filepath.Join(r.bundle(id), "rootfs"), unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("unmount its root: %w", err)
 	}
+	// gofail: var rootUnmounted struct{}
+	// die()
 	r.cgroups.remove(id)
 	r.letGo(id)
-	return errors.Join(os.RemoveAll(r.layer(id)), os.RemoveAll(r.bundle(id)))
+	err := os.RemoveAll(r.layer(id))
+	// gofail: var layerRemoved struct{}
+	// die()
+	return errors.Join(err, os.RemoveAll(r.bundle(id)))
 }
 
 // runcDelete kills and deletes a container without its shim.

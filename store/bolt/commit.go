@@ -102,6 +102,8 @@ func (s *Store) commit(group []*request) {
 	for i, r := range group {
 		results[i].revision, results[i].err = drafted(draft, r)
 	}
+	// gofail: var commitDrafted struct{}
+	// die()
 	if err := s.persist(draft); err != nil {
 		s.table.Close(err)
 		for _, r := range group {
@@ -109,6 +111,8 @@ func (s *Store) commit(group []*request) {
 		}
 		return
 	}
+	// gofail: var commitPersisted struct{}
+	// die()
 	s.table.Publish(draft)
 	for i, r := range group {
 		r.result <- results[i]
@@ -149,6 +153,8 @@ func (s *Store) persist(draft *table.Draft) error {
 				return err
 			}
 		}
+		// gofail: var commitWritten struct{}
+		// die()
 		return tx.Bucket(metaBucket).Put(headerKey, encodeHeader(draft.Revision(), draft.Count()))
 	})
 	if err != nil {

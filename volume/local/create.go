@@ -74,6 +74,8 @@ func (d *Driver) make(r record, fill func(tmp string, r record) error) (err erro
 			return err
 		}
 	}
+	// gofail: var volumeBegun struct{}
+	// die()
 	d.step("make: fill")
 	if err := fill(tmp, r); err != nil {
 		return err
@@ -81,10 +83,14 @@ func (d *Driver) make(r record, fill func(tmp string, r record) error) (err erro
 	if err := r.write(tmp); err != nil {
 		return err
 	}
+	// gofail: var volumeFilled struct{}
+	// die()
 	d.step("make: rename")
 	if err := rename(tmp, d.path("volumes", r.Volume.Name)); err != nil {
 		return err
 	}
+	// gofail: var volumeInPlace struct{}
+	// die()
 	d.step("make: done")
 	d.set(func() { d.volumes[r.Volume.Name] = &entry{record: r, mounts: map[volume.Mount]bool{}} })
 	return nil

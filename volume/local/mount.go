@@ -52,6 +52,8 @@ func (d *Driver) mount(e *entry, m volume.Mount) (path string, err error) {
 		if err := touch(d.mountRecord(m)); err != nil {
 			return "", err
 		}
+		// gofail: var mountRecorded struct{}
+		// die()
 		d.set(func() { e.mounts[m] = true })
 		defer func() {
 			if err != nil {
@@ -115,10 +117,14 @@ func (d *Driver) unmount(e *entry, m volume.Mount) error {
 			return err
 		}
 	}
+	// gofail: var volumeDetached struct{}
+	// die()
 	d.step("unmount: record")
 	if err := os.Remove(d.mountRecord(m)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	// gofail: var mountForgotten struct{}
+	// die()
 	d.set(func() { delete(e.mounts, m) })
 	return nil
 }
