@@ -22,12 +22,14 @@ import (
 // Machine is what exists on a machine at one moment, as "kind: name".
 type Machine map[string]bool
 
-// Look takes stock of interfaces, nftables tables, mounts, container cgroups,
-// shim processes and the library's own folders. Folders are further paths
-// whose existence counts.
+// Look takes stock of interfaces, nftables tables, mounts (network namespaces that
+// are held are among them), container cgroups, the processes of shims, runcs and
+// guards, the files that this process has open, and the library's own folders.
+// Folders are further paths whose existence counts. Goroutines are for
+// go.uber.org/goleak.
 func Look(folders ...string) (Machine, error) {
 	m := Machine{}
-	for _, look := range []func(Machine) error{interfaces, tables, mounts, cgroups, processes} {
+	for _, look := range []func(Machine) error{interfaces, tables, mounts, cgroups, processes, files} {
 		if err := look(m); err != nil {
 			return nil, err
 		}
@@ -136,7 +138,8 @@ func processes(m Machine) error {
 		if err != nil {
 			continue // it ended while we looked
 		}
-		if name := strings.TrimSpace(string(comm)); !strings.HasPrefix(name, "containerd-shim") && name != "runc" {
+		name := strings.TrimSpace(string(comm))
+		if !strings.HasPrefix(name, "containerd-shim") && name != "runc" && name != "sh" {
 			continue
 		}
 		// One that has ended, and that its parent has not waited for yet,
@@ -147,7 +150,34 @@ func processes(m Machine) error {
 			continue
 		}
 		words := strings.Split(strings.TrimRight(string(line), "\x00"), "\x00")
+		if name == "sh" {
+			guard := slices.IndexFunc(words, func(w string) bool { return strings.HasPrefix(w, "orchestrate-") })
+			if guard < 0 {
+				continue
+			}
+			words = words[guard:] // without its script
+		}
 		m["process: "+filepath.Base(dir)+" "+strings.Join(words, " ")] = true
+	}
+	return nil
+}
+
+// files are those with a path: sockets and pipes come and go with connections.
+func files(m Machine) error {
+	links, err := filepath.Glob("/proc/self/fd/*")
+	if err != nil {
+		return err
+	}
+	for _, link := range links {
+		to, err := os.Readlink(link)
+		if err != nil || !strings.HasPrefix(to, "/") || strings.HasPrefix(to, "/proc/") || strings.HasPrefix(to, "/dev/") {
+			continue
+		}
+		// containerd's content store tries whether files can be sealed, and leaves
+		// the one that it tried it on to the garbage collector.
+		if !strings.Contains(to, "/.fsverity-check-") {
+			m["open file: "+to] = true
+		}
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ package containerd_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -63,7 +64,8 @@ func TestMain(m *testing.M) {
 // testImage is the reference of the test program's image.
 const testImage = "orchestrate.test/program:1"
 
-// open opens a runtime on root that has the test image.
+// open opens a runtime on root that has the test image. At the end of the test
+// nothing of it is left.
 func open(t testing.TB, root string) *containerd.Runtime {
 	t.Helper()
 	rt, err := containerd.Open(containerd.Options{Root: root})
@@ -71,7 +73,7 @@ func open(t testing.TB, root string) *containerd.Runtime {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := rt.Close(); err != nil {
+		if err := errors.Join(rt.Close(), leftovers(root)); err != nil && !t.Failed() {
 			t.Error(err)
 		}
 	})
