@@ -96,6 +96,10 @@ func (c *crash) check(what, op string, stored bool) {
 func (c *crash) checkRunning(what string, f *Fleet) {
 	c.t.Helper()
 	t := c.t
+	// On a busy machine a task that was ready may have missed a check since.
+	if err := settled(t.Context(), f, 0); err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
 	list := tasks(t, f, "web")
 	if len(list) != crashReplicas {
 		t.Fatalf("%s: tasks: got %+v, want %d", what, list, crashReplicas)

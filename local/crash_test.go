@@ -171,8 +171,11 @@ func crashProgram(what string) error {
 	return errors.Join(err, f.Close())
 }
 
-// restarted waits until a container has been restarted, and all of them run.
-func restarted(ctx context.Context, f *Fleet) error {
+// restarted waits until a container has been restarted, and all of them are ready.
+func restarted(ctx context.Context, f *Fleet) error { return settled(ctx, f, 1) }
+
+// settled waits until all containers are ready, so many of them after a restart.
+func settled(ctx context.Context, f *Fleet, restarts int) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	events, err := f.Watch(ctx)
@@ -184,16 +187,16 @@ func restarted(ctx context.Context, f *Fleet) error {
 		if err != nil {
 			return err
 		}
-		again := false
+		again := 0
 		up := func(t orchestrate.Task) bool {
-			again = again || t.Restarts > 0
+			again += t.Restarts
 			return t.State == orchestrate.Ready && len(t.Containers) == 1 && t.Containers[0].Running
 		}
-		if n := len(slices.DeleteFunc(list, func(t orchestrate.Task) bool { return !up(t) })); n == crashReplicas && again {
+		if n := len(slices.DeleteFunc(list, func(t orchestrate.Task) bool { return !up(t) })); n == crashReplicas && again >= restarts {
 			return nil
 		}
 		if _, ok := <-events; !ok {
-			return fmt.Errorf("no container is restarted: %w", context.Cause(ctx))
+			return fmt.Errorf("%d of %d tasks are ready, after %d restarts: %w", len(list), crashReplicas, again, context.Cause(ctx))
 		}
 	}
 }
@@ -343,7 +346,8 @@ func (c *crash) load(op string) *appender {
 		return l // there is nothing yet
 	}
 	prefix := fmt.Sprintf("%s-%d-", op, c.random.Uint32())
-	short := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	// Long, for a line is acknowledged when the disk has it.
+	patient := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	l.ended.Go(func() {
 		pace := time.NewTicker(5 * time.Millisecond)
 		defer pace.Stop()
@@ -355,7 +359,7 @@ func (c *crash) load(op string) *appender {
 			}
 			line := prefix + strconv.Itoa(l.requests)
 			l.requests++
-			resp, err := short.Get(fmt.Sprintf("http://127.0.0.1:%d/append?%s", crashPort, line))
+			resp, err := patient.Get(fmt.Sprintf("http://127.0.0.1:%d/append?%s", crashPort, line))
 			if err == nil {
 				var answer []byte
 				answer, err = io.ReadAll(resp.Body)
