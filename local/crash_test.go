@@ -192,7 +192,8 @@ func settled(ctx context.Context, f *Fleet, restarts int) error {
 			again += t.Restarts
 			return t.State == orchestrate.Ready && len(t.Containers) == 1 && t.Containers[0].Running
 		}
-		if n := len(slices.DeleteFunc(list, func(t orchestrate.Task) bool { return !up(t) })); n == crashReplicas && again >= restarts {
+		list = slices.DeleteFunc(list, func(t orchestrate.Task) bool { return !up(t) })
+		if len(list) == crashReplicas && again >= restarts {
 			return nil
 		}
 		if _, ok := <-events; !ok {
