@@ -39,7 +39,7 @@ func (a *acks) others(ctx context.Context) (map[string]int64, int64) {
 	a.mu.Lock()
 	large := !a.large.IsZero() && time.Since(a.large) < recount
 	a.mu.Unlock()
-	if large || !a.agent.traffic.used() {
+	if large || !a.agent.traffic.used() || a.agent.traffic.spread() > maxAcks+1 {
 		return nil, 0
 	}
 	snapshot, err := a.agent.store.List(ctx, record.Acks) // without the lock: the store may take its time
@@ -58,6 +58,13 @@ func (a *acks) others(ctx context.Context) (map[string]int64, int64) {
 		a.read(others, store.Change{Item: item})
 	}
 	return others, snapshot.Revision
+}
+
+// spread is how many nodes have endpoints: there are at least so many.
+func (t *traffic) spread() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.endpoints.nodes)
 }
 
 // read takes in what another node has acknowledged, or that it is gone.

@@ -65,8 +65,9 @@ type endpoints struct {
 	*traffic
 	all     map[string]remote // by key
 	seen    bool
-	at      int64         // revision of the newest change
-	changed chan struct{} // closed and made anew with each change
+	nodes   map[string]int // how many each node has, itself included
+	at      int64          // revision of the newest change
+	changed chan struct{}  // closed and made anew with each change
 }
 
 type remote struct {
@@ -81,7 +82,7 @@ func newTraffic(a *Agent) *traffic {
 		local: map[string]localEndpoint{}, refused: map[string]error{}, leaving: map[string][]string{}, acks: &acks{agent: a},
 	}
 	t.frontends = frontends{traffic: t, all: map[string]record.Frontend{}}
-	t.endpoints = endpoints{traffic: t, all: map[string]remote{}, changed: make(chan struct{})}
+	t.endpoints = endpoints{traffic: t, all: map[string]remote{}, nodes: map[string]int{}, changed: make(chan struct{})}
 	a.nets.onSpecs = t.kick
 	return t
 }
@@ -541,6 +542,7 @@ func (f *frontends) read(item store.Item) {
 func (e *endpoints) Reset(s store.Snapshot) error {
 	e.mu.Lock()
 	clear(e.all)
+	clear(e.nodes)
 	for _, item := range s.Items {
 		e.read(item)
 	}
@@ -576,7 +578,7 @@ func (e *endpoints) Apply(b store.Batch) error {
 	for _, c := range b.Changes {
 		before, had := e.all[c.Item.Key]
 		if c.Deleted {
-			delete(e.all, c.Item.Key)
+			e.drop(c.Item.Key)
 			foreign = foreign || had && before.Node != e.agent.id()
 		} else {
 			foreign = e.read(c.Item) || foreign
@@ -588,6 +590,16 @@ func (e *endpoints) Apply(b store.Batch) error {
 		e.kick()
 	}
 	return nil
+}
+
+// drop forgets an endpoint. e.mu is held.
+func (e *endpoints) drop(key string) {
+	if old, had := e.all[key]; had {
+		delete(e.all, key)
+		if e.nodes[old.Node]--; e.nodes[old.Node] == 0 {
+			delete(e.nodes, old.Node)
+		}
+	}
 }
 
 // read reports whether the endpoint is of another node.
@@ -602,6 +614,8 @@ func (e *endpoints) read(item store.Item) bool {
 		return false
 	}
 	rec.Node = parts[0] // what the node may write under, whatever it says
+	e.drop(item.Key)
+	e.nodes[rec.Node]++
 	e.all[item.Key] = remote{network: parts[1], service: parts[2] + "/" + parts[3], revision: item.Revision, Endpoint: rec}
 	return rec.Node != e.agent.id()
 }
