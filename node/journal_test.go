@@ -40,6 +40,9 @@ func diaryOf(t *testing.T, s store.Store) (lines []string, pages int) {
 		t.Fatal(err)
 	}
 	for _, item := range snapshot.Items {
+		if item.Created != item.Revision {
+			t.Errorf("%s was written again at revision %d: whoever watches is told twice", item.Key, item.Revision)
+		}
 		events, err := record.DecodeEvents(item.Value)
 		if err != nil {
 			t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"github.com/orchestrate-go/orchestrate/runtime"
 	runmem "github.com/orchestrate-go/orchestrate/runtime/memory"
 	"github.com/orchestrate-go/orchestrate/store"
+	"github.com/orchestrate-go/orchestrate/volume"
 )
 
 // late is a store that takes its time to list one prefix.
@@ -169,6 +170,47 @@ func TestAdoptedTaskRunsOnWithoutItsNetwork(t *testing.T) {
 		after := m.task("one")
 		if after.ID != before.ID || after.State != orchestrate.Ready || after.Restarts != 1 {
 			t.Errorf("%+v; want the same task, ready, restarted once", after)
+		}
+	})
+}
+
+// A task that was told to stop while no agent ran leaves nothing behind: what the
+// agent before had made for it is found and released.
+func TestStopWithoutAnAgentLeavesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		kill := m.agent()
+		m.apply(one(orchestrate.Template{
+			Containers: []orchestrate.Container{{Image: "img", Mounts: []orchestrate.Mount{{Volume: "data", Target: "/data"}}}},
+			Volumes:    []volume.Volume{{Name: "data"}},
+		}))
+		m.wait("one", orchestrate.RolloutCompleted)
+		users := func() (tasks []string) {
+			list, err := m.volumes.List(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, v := range list {
+				tasks = append(tasks, v.Tasks...)
+			}
+			return tasks
+		}
+		if len(users()) != 1 {
+			t.Fatalf("its volume is used by %v, want one task", users())
+		}
+		kill()
+		if err := m.fleet.Remove(t.Context(), "one"); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait() // it is told to stop
+		m.agent()
+		m.wait("one", orchestrate.RolloutRemoved)
+		namespaces, err := m.network.List(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(users())+len(m.containers())+len(namespaces) != 0 {
+			t.Errorf("left are the uses of its volume by %v, containers %v and namespaces %v", users(), m.containers(), namespaces)
 		}
 	})
 }

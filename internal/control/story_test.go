@@ -85,6 +85,7 @@ func TestStories(t *testing.T) {
 //	                            and v2:NAME one of that image
 //	fails|hopeless|ends TASK...
 //	exits CODE TASK...          fails with that exit code
+//	expelled TASK...            its node stopped it, to keep a promise
 //	fetched|misfetched|unfetchable TASK...  of the images that it was asked for
 //	obey                        all that were told to stop do so
 //	promote|abort NAME          what the application tells the leader
@@ -173,7 +174,7 @@ func (s *sim) play(line string) {
 		delete(s.specs, args[0])
 	case "inforce", "refuses", "killed":
 		s.bounds(words[0], args)
-	case "starting", "ready", "unready", "fails", "hopeless", "ends", "fetched", "misfetched", "unfetchable":
+	case "starting", "ready", "unready", "fails", "hopeless", "expelled", "ends", "fetched", "misfetched", "unfetchable":
 		s.say(words[0], args)
 	case "exits":
 		s.code = int(s.number(args[0]))
@@ -356,6 +357,8 @@ func (s *sim) say(what string, patterns []string) {
 				s.report(t, record.Failed, &record.Failure{Kind: record.FailedExit, ExitCode: max(s.code, 1), Message: fmt.Sprint("exit ", max(s.code, 1))})
 			case "hopeless":
 				s.report(t, record.Failed, &record.Failure{Kind: record.FailedImage, Message: "no such image", Permanent: true})
+			case "expelled":
+				s.report(t, record.Failed, &record.Failure{Kind: record.FailedNode, Message: "the node's lease could not be renewed"})
 			case "ends":
 				s.report(t, record.Completed, nil)
 			}
