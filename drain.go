@@ -18,7 +18,9 @@ import (
 // one of the two is set; without any it is as while it is updated, see
 // [UpdatePolicy.MaxUnavailable]: none where tasks start first.
 //
-// It is kept by all drains and evictions together. Where there is no place for a
+// It is kept by all drains and evictions together. A more important service that
+// takes room from others, with a scheduler that preempts, stops no more of this one
+// than a budget that is given spares. Where there is no place for a
 // successor, a task of a service whose budget is given stops without one, as far
 // as the budget allows.
 type Budget struct {

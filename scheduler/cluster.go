@@ -37,7 +37,8 @@ type Cluster struct {
 	services     []*service
 	serviceIDs   map[serviceKey]int32
 	freeServices []int32
-	antiShapes   int // tasks whose shape has required anti-affinity
+	antiShapes   int                // tasks whose shape has required anti-affinity
+	budgets      map[serviceKey]int // see Spare
 
 	columns columns
 	statics []*staticSet
@@ -100,6 +101,7 @@ func (c *Cluster) Clone() *Cluster {
 	d.services = slices.Clone(c.services)
 	d.serviceIDs = maps.Clone(c.serviceIDs)
 	d.freeServices = slices.Clone(c.freeServices)
+	d.budgets = maps.Clone(c.budgets)
 	for _, s := range c.services {
 		if s != nil {
 			s.owner = nil // whoever writes to it first makes its own

@@ -319,6 +319,7 @@ func (g *Group) undo() {
 		g.c.take(v.slot, v.shape)
 		g.c.addTask(v.id, v.slot, v.shape)
 		g.c.countTask(v.shape.svc, v.slot, 1)
+		g.c.spend(v.shape.svc, -1)
 		g.c.changes.add(v.slot, len(g.c.nodes))
 	}
 	g.victims, d.Victims = nil, nil

@@ -28,7 +28,7 @@ func (a *eviction) compare(b *eviction, c *Cluster) int {
 }
 
 // preempt places replicas that found no room where tasks of lower priority can
-// stop: on the node whose most important victim matters least, and then where
+// stop, as far as their services spare them: on the node whose most important victim matters least, and then where
 // the fewest have to stop.
 func (g *Group) preempt() {
 	var options []eviction
@@ -91,6 +91,9 @@ func (g *Group) evictionOn(slot int32) (eviction, bool) {
 	for _, i := range lower {
 		if fits() {
 			break
+		}
+		if !c.mayGo(i, out) {
+			continue
 		}
 		move(i, true)
 		out = append(out, i)
@@ -176,6 +179,7 @@ func (g *Group) evict(e *eviction) {
 		sh := c.shapes[t.shape]
 		g.victims = append(g.victims, victim{t.id, t.node, sh, len(g.picks)})
 		g.decision.Victims = append(g.decision.Victims, Victim{Task: t.id, Node: c.specs[t.node].ID, Priority: sh.req.Priority})
+		c.spend(sh.svc, 1)
 		c.release(i)
 		if g.ix.counting && sh.svc == g.ix.svc {
 			g.ix.setCount(e.slot, g.ix.count[e.slot]-1)

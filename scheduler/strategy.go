@@ -93,7 +93,8 @@ type Options struct {
 	Strategies []Strategy
 	// Seed is what the random strategy draws from.
 	Seed uint64
-	// Preempt lets requests displace tasks of lower priority.
+	// Preempt lets requests displace tasks of lower priority, as far as
+	// [Cluster.Spare] allows.
 	Preempt bool
 	// FailureLimit is how many recent failures of a service make a node the
 	// last to be taken; 0 is 5.

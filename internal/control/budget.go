@@ -37,6 +37,25 @@ func (b *Budget) of(n int) int {
 	return min(n, b.Amount.of(n, true))
 }
 
+// spare tells the scheduler how many tasks of a service a more important one may
+// have stopped: as with an eviction, its budget is asked, if it has one.
+func (s *State) spare(svc *service) {
+	n := -1
+	if b := svc.work.Budget; b != nil && svc.spec != 0 {
+		serving := 0
+		for _, t := range svc.tasks {
+			if t.available() {
+				serving++
+			}
+		}
+		n = max(0, serving-b.of(svc.work.Replicas))
+	}
+	if n >= 0 || svc.spares {
+		s.cluster.Spare(svc.namespace, svc.name, n)
+	}
+	svc.spares = n >= 0
+}
+
 // floor is how many replicas are to serve while t is replaced: what the budget
 // says when t is only moved, and else what the update may leave.
 func (v *view) floor(t *task, p pace) int {

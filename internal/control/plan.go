@@ -38,7 +38,11 @@ func (s *State) Plan(now time.Time) Plan {
 	s.timers.expire(now)
 	p := Plan{Events: s.events, after: make([]int, len(s.events))}
 	s.events = nil
-	for _, svc := range s.inOrder() {
+	order := s.inOrder()
+	for _, svc := range order {
+		s.spare(svc)
+	}
+	for _, svc := range order {
 		s.plan(svc, &p)
 	}
 	clear(s.dirty)

@@ -49,6 +49,7 @@ func (p *promises) check(plan control.Plan) {
 	s := p.s
 	keys := map[string]bool{}
 	retired := map[string]int{} // by service: tasks that served and are stopped for another to take their place
+	preempted := map[string]int{}
 	resized := map[string]int{} // tasks that are changed in place
 	moved := map[string]int{}   // of those that are retired, because they are to go elsewhere
 	failed := map[string]bool{}
@@ -97,6 +98,9 @@ func (p *promises) check(plan control.Plan) {
 			if t.Stop.Reason == record.ReasonDrained {
 				moved[t.Service]++
 			}
+			if t.Stop.Reason == record.ReasonPreempted && s.specs[t.Service].Budget != nil {
+				preempted[t.Service]++
+			}
 		}
 	}
 	for name, r := range next {
@@ -108,6 +112,17 @@ func (p *promises) check(plan control.Plan) {
 	for name := range starts {
 		if !failed[name] {
 			p.crowd(name, next[name], starts[name], told)
+		}
+	}
+	for name, n := range preempted {
+		serving := 0
+		for _, t := range s.tasks(name) {
+			if s.ready(t) && !told[t.ID] {
+				serving++
+			}
+		}
+		if least := s.specs[name].budget(); serving < least {
+			p.breaks("%d tasks of %s are stopped for more important ones, which leaves %d serving, want at least %d", n, name, serving, least)
 		}
 	}
 	for name, n := range resized {

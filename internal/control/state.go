@@ -108,6 +108,7 @@ type service struct {
 	rolloutRaw, frontendRaw []byte
 
 	awaits []string // what it is in State.awaited for
+	spares bool     // the scheduler has been told how many tasks it spares
 
 	timer timer
 	twin  *service // see State.Clone
