@@ -15,18 +15,9 @@ for dir in $(git grep -l '^func Fuzz' -- '*_test.go' | xargs -n1 dirname | sort 
 	done
 done
 printf 'proof: tests in their long mode\n'
+go build -o .cache/bin/testreport ./internal/testreport
 status=0
-go test -count=1 -v -timeout 240m ./... | tee "$log" | grep -v '^=== \|^ *--- PASS\|^PASS' || status=1
-
-# What the tests say of themselves, with the test that says it.
-printf '\nproof: what was run\n'
-printf '  fuzzing: %s targets for %s each\n' "$(wc -l <"$log.fuzz")" "$fuzztime"
-sed 's/^/    /' "$log.fuzz"
-printf '  tests: %s passed, %s failed\n' "$(grep -c '^ *--- PASS' "$log" || true)" "$(grep -c '^ *--- FAIL' "$log" || true)"
-printf '  seeds, cases, states, faults, steps and crashes:\n'
-awk '/^=== (RUN|CONT|NAME)/ { test = $3 }
-	/_test\.go:[0-9]+: .*(seed|crash|fault|steps|states|cases|failpoint|killed|lost)/ {
-		sub(/^ *[a-z0-9_]+\.go:[0-9]+: /, ""); print "    " test ": " $0
-	}
-	/\[rapid\] OK/ { sub(/^.*\[rapid\] /, ""); print "    " test ": " $0 }' "$log"
+go test -json -count=1 -timeout 240m ./... | .cache/bin/testreport || status=1
+printf 'proof: %s fuzz targets had %s each\n' "$(wc -l <"$log.fuzz")" "$fuzztime"
+sed 's/^/  /' "$log.fuzz"
 exit $status

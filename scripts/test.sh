@@ -12,18 +12,20 @@ unformatted=$(gofmt -l $(git ls-files '*.go'))
 [ -z "$unformatted" ] || { say "not gofmt-ed: $unformatted" >&2; exit 1; }
 go vet ./...
 
+go build -o .cache/bin/testreport ./internal/testreport
 go build -o .cache/bin/leftovers ./internal/leak/leftovers
 .cache/bin/leftovers -save .cache/before.json
 
 say "go test -race ./..."
 status=0
+tested() { go test -json -timeout 40m "$@" | .cache/bin/testreport || status=1; }
 # Packages that share the machine's kernel state take turns. The planner's
 # exhaustive walks are of one goroutine: they run whole without the detector,
 # which would take ten times as long over them.
-go test -race -p 2 -timeout 40m $(go list ./... | grep -v /internal/control$) || status=1
-go test -race -short -timeout 40m ./internal/control || status=1
+tested -race -p 2 $(go list ./... | grep -v /internal/control$)
+tested -race -short ./internal/control
 say "the planner's walks"
-go test -timeout 40m ./internal/control || status=1
+tested ./internal/control
 
 say "the comparison module, at its smallest"
 (cd bench && go vet ./... && go test -timeout 10m ./...) || status=1
