@@ -48,9 +48,13 @@ func (a *Agent) register(ctx context.Context) error {
 	started := time.Now().UTC()
 	delay := time.Duration(0)
 	for {
+		began := time.Now()
 		err := a.registerOnce(ctx, started)
 		if ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if time.Since(began) > a.opts.LeaseTTL {
+			delay = 0 // it was registered, or has waited long enough in asking
 		}
 		delay = min(max(2*delay, 50*time.Millisecond), a.opts.LeaseTTL)
 		a.log.Warn("this node is not registered; trying again", "error", err, "in", delay)
