@@ -46,6 +46,10 @@ say "a thousand short tasks as one job, on real containers"
 CGO_ENABLED=0 go build -trimpath -ldflags=-s -o .cache/bin/batch ./examples/batch
 .cache/bin/batch || status=1
 
+# Without the detector, and alone: what it measures is time.
+say "five minutes of faults on six machines"
+ORCHESTRATE_STORM=${ORCHESTRATE_STORM:-5m} go test -count=1 -timeout 15m -run '^TestStorm$' ./cluster || status=1
+
 say "a cluster of six machines that loses two of them, on real containers"
 CGO_ENABLED=0 go build -trimpath -ldflags=-s -o .cache/bin/cluster ./examples/cluster
 .cache/bin/cluster || status=1
