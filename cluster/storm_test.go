@@ -47,7 +47,8 @@ func stormLength(t *testing.T) time.Duration {
 //     has acknowledged;
 //   - no slot is run twice, ever;
 //   - no endpoint of a task that is dead, or cut off, is in the store for longer
-//     than the node's lease and a second, while etcd is in peace;
+//     than the node's lease and a second, counted from when etcd is in peace: an
+//     election of its own begins the time of each lease anew;
 //   - half a minute after the last fault everything is as it should be;
 //   - nothing is left, on a node or in the store, of what is gone.
 //
@@ -99,6 +100,17 @@ func TestStorm(t *testing.T) {
 }
 
 const webPort, ledgerPort = 18080, 18081
+
+// leaseExtension is what an etcd that was elected adds to the time of each lease,
+// which it begins anew: its election timeout.
+const leaseExtension = time.Second
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
 
 // alone is a stateful service without volumes: its slots go where there is a node,
 // and must not be run twice nevertheless.
@@ -334,7 +346,7 @@ func (s *storm) watch(ctx context.Context) {
 		now := time.Now()
 		s.mu.Lock()
 		s.looks++
-		disturbed := s.disturbed
+		disturbed := s.disturbed.Add(leaseExtension)
 		for _, c := range s.controls {
 			if s.active[c] {
 				disturbed = now
@@ -360,10 +372,7 @@ func (s *storm) watch(ctx context.Context) {
 				s.tell("%s is the endpoint of a task that is dead or cut off (it runs: %v)", item.Key, running[node][task] != 0)
 			}
 			if !known || since.Before(disturbed) {
-				since = now
-				if known && disturbed.Before(now) {
-					since = disturbed
-				}
+				since = later(now, disturbed)
 				dead[item.Key] = since
 			}
 			s.mu.Lock()
