@@ -48,7 +48,7 @@ CGO_ENABLED=0 go build -trimpath -ldflags=-s -o .cache/bin/batch ./examples/batc
 
 # Without the detector, and alone: what it measures is time.
 say "five minutes of faults on six machines"
-ORCHESTRATE_STORM=${ORCHESTRATE_STORM:-5m} go test -count=1 -timeout 15m -run '^TestStorm$' ./cluster || status=1
+ORCHESTRATE_STORM=${ORCHESTRATE_STORM:-5m} tested -count=1 -run '^TestStorm$' ./cluster
 
 say "a cluster of six machines that loses two of them, on real containers"
 CGO_ENABLED=0 go build -trimpath -ldflags=-s -o .cache/bin/cluster ./examples/cluster
