@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/orchestrate-go/orchestrate/internal/moment"
@@ -27,6 +28,7 @@ type traffic struct {
 	agent     *Agent
 	log       *slog.Logger
 	wake      chan struct{}
+	urgent    atomic.Bool // what it was woken for cannot wait; see pace
 	frontends frontends
 	endpoints endpoints
 	acks      *acks
@@ -92,6 +94,12 @@ func newTraffic(a *Agent) *traffic {
 func (t *traffic) used() bool { return t.agent.opts.Balancer != nil || t.agent.opts.Resolver != nil }
 
 func (t *traffic) kick() {
+	t.urgent.Store(true)
+	t.later()
+}
+
+// later is kick for what can wait a little.
+func (t *traffic) later() {
 	select {
 	case t.wake <- struct{}{}:
 	default:
@@ -220,6 +228,7 @@ func (t *traffic) run(ctx context.Context) error {
 		return ctx.Err()
 	}
 	var again <-chan time.Time
+	var rested time.Time // until when what can wait does
 	failures := 0
 	for {
 		select {
@@ -227,6 +236,10 @@ func (t *traffic) run(ctx context.Context) error {
 			return ctx.Err()
 		case <-t.wake:
 		case <-again:
+		}
+		if rest := time.Until(rested); rest > 0 && !t.urgent.Load() {
+			again = time.After(rest)
+			continue
 		}
 		again = nil
 		if err := moment.Settle(ctx, moment.Traffic, t.wake); err != nil {
@@ -238,7 +251,11 @@ func (t *traffic) run(ctx context.Context) error {
 		if !known {
 			continue // its snapshot wakes us
 		}
-		if err := t.program(ctx); err != nil && ctx.Err() == nil {
+		t.urgent.Store(false)
+		began := time.Now()
+		err := t.program(ctx)
+		rested = pace(began, time.Now())
+		if err != nil && ctx.Err() == nil {
 			failures++
 			delay := delayAfter(failures, 50*time.Millisecond, 10*time.Second)
 			t.log.Error("cannot program the balancer; trying again", "error", err, "in", delay)
@@ -254,6 +271,16 @@ func (t *traffic) run(ctx context.Context) error {
 	}
 }
 
+// maxRest is how long an endpoint of another node that is new waits at most.
+const maxRest = 250 * time.Millisecond
+
+// pace is until when what can wait does, after a programming. Each looks at all
+// endpoints, and while many tasks start there are as many changes, on each of all
+// nodes: so it takes no more than a fifth of one processor.
+func pace(began, ended time.Time) time.Time {
+	return ended.Add(min(4*ended.Sub(began), maxRest))
+}
+
 // refusedRetry is after what time a published port is tried again that a
 // process of the host has taken: nothing tells when that process ends.
 const refusedRetry = 2 * time.Second
@@ -264,7 +291,8 @@ func (t *traffic) program(ctx context.Context) error {
 	var rules []network.Rule
 	var zones []Zone
 	if t.used() {
-		rules, zones = t.rules(), t.zones()
+		all := t.backends()
+		rules, zones = t.rules(all), t.zones(all)
 	}
 	revision, asked := t.endpoints.at, t.endpoints.asked()
 	waiting := t.waiting
@@ -417,8 +445,7 @@ func serving(es []record.Endpoint, held []string) []record.Endpoint {
 }
 
 // rules are what the balancer is to do. t.mu is held.
-func (t *traffic) rules() []network.Rule {
-	all := t.backends()
+func (t *traffic) rules(all map[string]map[string][]record.Endpoint) []network.Rule {
 	var rules []network.Rule
 	for _, name := range slices.Sorted(maps.Keys(t.frontends.all)) {
 		fe := t.frontends.all[name]
@@ -462,8 +489,7 @@ func (t *traffic) rules() []network.Rule {
 }
 
 // zones are the services of every network of the node. t.mu is held.
-func (t *traffic) zones() []Zone {
-	all := t.backends()
+func (t *traffic) zones(all map[string]map[string][]record.Endpoint) []Zone {
 	var zones []Zone
 	for _, spec := range t.agent.nets.made() {
 		z := Zone{Network: spec.Name, Subnets: spec.Subnets, Listen: t.agent.nets.gateways(spec.Name), Internal: spec.Internal}
@@ -574,7 +600,7 @@ func (e *endpoints) asked() (newest int64) {
 // Apply follows one commit. Those of this node change nothing here.
 func (e *endpoints) Apply(b store.Batch) error {
 	e.mu.Lock()
-	foreign := false
+	foreign, fewer := false, false // fewer that take traffic, which cannot wait
 	for _, c := range b.Changes {
 		before, had := e.all[c.Item.Key]
 		if c.Deleted {
@@ -583,11 +609,15 @@ func (e *endpoints) Apply(b store.Batch) error {
 		} else {
 			foreign = e.read(c.Item) || foreign
 		}
+		fewer = fewer || had && !before.NotReady
 	}
 	e.moved(b.Revision)
 	e.mu.Unlock()
-	if foreign {
+	switch {
+	case foreign && fewer:
 		e.kick()
+	case foreign:
+		e.later()
 	}
 	return nil
 }
