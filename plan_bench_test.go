@@ -84,6 +84,11 @@ func benchService(i int) Service {
 
 // atRest is a fleet of so many services on 100 nodes, all as they should be.
 func atRest(b *testing.B, services int) (*Fleet, store.Store) {
+	return atRestOn(b, 100, services, 3)
+}
+
+// atRestOn is one of so many nodes, and services of so many replicas.
+func atRestOn(b *testing.B, nodes, services, replicas int) (*Fleet, store.Store) {
 	ctx := context.Background()
 	s := storememory.New(storememory.Options{})
 	f, err := New(s)
@@ -101,7 +106,7 @@ func atRest(b *testing.B, services int) (*Fleet, store.Store) {
 		}
 	}
 	var writes []store.Write
-	for i := range 100 {
+	for i := range nodes {
 		id := fmt.Sprintf("n%d", i)
 		data, err := json.Marshal(record.Node{Node: scheduler.Node{ID: id, Ready: true, Capacity: scheduler.Resources{CPU: 64_000, Memory: 256 << 30}}})
 		if err != nil {
@@ -113,7 +118,9 @@ func atRest(b *testing.B, services int) (*Fleet, store.Store) {
 	for first := 0; first < services; first += 25 {
 		var objects []Object
 		for i := first; i < min(first+25, services); i++ {
-			objects = append(objects, benchService(i))
+			s := benchService(i)
+			s.Replicas = replicas
+			objects = append(objects, s)
 		}
 		if err := f.Apply(ctx, objects...); err != nil {
 			b.Fatal(err)

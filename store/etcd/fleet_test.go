@@ -34,7 +34,7 @@ type loops struct {
 	closers []io.Closer // of what the loops use
 }
 
-func newLoops(t *testing.T) *loops {
+func newLoops(t testing.TB) *loops {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &loops{ctx: ctx}
 	t.Cleanup(func() {
@@ -50,7 +50,7 @@ func newLoops(t *testing.T) *loops {
 }
 
 // dial opens a store that is closed after the loops.
-func (l *loops) dial(t *testing.T, endpoints []string) *etcd.Store {
+func (l *loops) dial(t testing.TB, endpoints []string) *etcd.Store {
 	t.Helper()
 	s, err := etcd.Open(etcd.Options{Endpoints: endpoints, Prefix: "/", Timeout: 3 * time.Second, Logger: etcdtest.Logger()})
 	if err != nil {
@@ -60,7 +60,7 @@ func (l *loops) dial(t *testing.T, endpoints []string) *etcd.Store {
 	return s
 }
 
-func (l *loops) run(t *testing.T, what string, run func(context.Context) error) {
+func (l *loops) run(t testing.TB, what string, run func(context.Context) error) {
 	l.wg.Go(func() {
 		if err := run(l.ctx); err != nil && l.ctx.Err() == nil {
 			t.Errorf("%s: Run returned %v", what, err)
