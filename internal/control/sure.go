@@ -163,10 +163,11 @@ func (s *State) Rehearse(change []store.Write, now time.Time, opts RehearseOptio
 			out.Services[i].Steps[k].Likely = false
 		}
 	}
-	one, r1 := s.Clone().rehearse(change, now, opts, startsFirst)
-	other, r2 := s.rehearse(change, now, opts, stopsFirst)
-	differ := [...]bool{out.differs(&one), out.differs(&other)}
-	out.Approximate = differ[0] || differ[1] || r1.waited || r2.waited
+	one, r := s.Clone().rehearse(change, now, opts, startsFirst)
+	if out.Approximate = out.differs(&one) || r.waited; !out.Approximate {
+		other, r := s.rehearse(change, now, opts, stopsFirst)
+		out.Approximate = out.differs(&other) || r.waited
+	}
 	return out
 }
 
