@@ -429,6 +429,8 @@ func (w *world) web(replicas int, port uint16) orchestrate.Service {
 				Readiness: &health.Check{HTTP: &health.HTTP{Port: 8080}, Interval: 200 * time.Millisecond},
 			}},
 			Ports: []orchestrate.Port{{Port: 8080, Published: port}}, DrainDelay: -1, StopGrace: 2 * time.Second,
+			// A storm may kill one container many times.
+			Restart: orchestrate.RestartPolicy{Attempts: -1, MaxBackoff: time.Second},
 		},
 		Update: orchestrate.UpdatePolicy{Monitor: -1, ProgressDeadline: time.Minute, Parallelism: "100%"},
 	}
