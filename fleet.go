@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -62,6 +63,8 @@ type options struct {
 	metrics map[string]metricFunc // by name
 
 	resolver runtime.Resolver
+
+	recorder io.Writer
 
 	schedules func(expr string, zone *time.Location) (next func(time.Time) time.Time, err error)
 }
@@ -169,8 +172,15 @@ func (f *Fleet) Run(ctx context.Context) error {
 		return err
 	}
 	defer done()
+	recording, recorded := f.record()
+	defer func() {
+		if e := recorded(); e != nil {
+			f.opts.logger.Error("the log of what was decided by ends early", "error", e)
+		}
+	}()
 	loop, err := control.New(control.Options{
-		Store: f.store, ID: f.opts.id, Scheduler: f.opts.scheduler, Decode: decodeWorkload, DecodeJob: decodeJobWork,
+		Record: recording,
+		Store:  f.store, ID: f.opts.id, Scheduler: f.opts.scheduler, Decode: decodeWorkload, DecodeJob: decodeJobWork,
 		Logger: f.opts.logger, LeaseTTL: f.opts.leaseTTL, LostAfter: f.opts.lostAfter,
 		LossLimit:      f.opts.lossLimit.control(),
 		Renewals:       f.opts.renewals,
@@ -272,6 +282,9 @@ func decodeWorkload(namespace, name string, rec record.Service, at *record.Revis
 	}
 	s.Namespace, s.Name = namespace, name
 	s = s.WithDefaults()
+	if s.Replicas > MaxReplicas { // Apply writes none; of this many not even a list can be made
+		return control.Workload{}, fmt.Errorf("service %s/%s: %d replicas; want at most %d", namespace, name, s.Replicas, MaxReplicas)
+	}
 	s.Template = s.Template.pinned(rec.Digests)
 	template, err := json.Marshal(s.Template)
 	if err != nil {

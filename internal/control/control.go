@@ -45,9 +45,20 @@ type Options struct {
 	// Beside, when not nil, runs while the loop leads, with the condition under
 	// which a leader may write. It returns when ctx ends.
 	Beside func(ctx context.Context, fence store.Condition)
+	// Record, when not nil, gets what is decided by, from the goroutine of Run: it
+	// must not block.
+	Record Recorder
 	// Observe, when not nil, is called with each Event once it is committed,
 	// in order, from the goroutine of Run: it must not block.
 	Observe func(Event)
+}
+
+// Recorder gets all that a leader's State is given, in order, and when it is
+// asked to plan: played again, it comes to the same plans.
+type Recorder interface {
+	Load(snapshot store.Snapshot, now time.Time)
+	Apply(batch store.Batch, now time.Time)
+	Plan(now time.Time)
 }
 
 // OptionError is an option that is missing or wrong.
@@ -179,8 +190,11 @@ func (l *Loop) lead(ctx context.Context, fence store.Condition) (led bool, err e
 	defer queue.wait()
 	defer cancel()
 
-	state := NewState(l.config)
-	state.Load(snapshot, now())
+	state, began := NewState(l.config), now()
+	if l.opts.Record != nil {
+		l.opts.Record.Load(snapshot, began)
+	}
+	state.Load(snapshot, began)
 	// gofail: var stateLoaded struct{}
 	// die()
 	committed, told := state.Revision(), 0
@@ -194,7 +208,11 @@ func (l *Loop) lead(ctx context.Context, fence store.Condition) (led bool, err e
 		// What was committed must have come back before it can be planned on.
 		if state.Revision() >= committed {
 			waiting = forked(state, waiting)
-			plan := state.Plan(now())
+			at := now()
+			if l.opts.Record != nil {
+				l.opts.Record.Plan(at)
+			}
+			plan := state.Plan(at)
 			revision, err := l.commit(ctx, fence, plan, &told)
 			if err != nil {
 				return led, err
@@ -221,7 +239,11 @@ func (l *Loop) lead(ctx context.Context, fence store.Condition) (led bool, err e
 			if b.Err != nil {
 				return led, fmt.Errorf("watch: %w", b.Err)
 			}
-			state.Apply(b, now())
+			at := now()
+			if l.opts.Record != nil {
+				l.opts.Record.Apply(b, at)
+			}
+			state.Apply(b, at)
 		}
 		if !open {
 			return led, fmt.Errorf("watch: %w", cmp.Or(context.Cause(ctx), store.ErrClosed))

@@ -1,0 +1,409 @@
+package orchestrate
+
+import (
+	"bufio"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/orchestrate-go/orchestrate/internal/control"
+	"github.com/orchestrate-go/orchestrate/internal/record"
+	"github.com/orchestrate-go/orchestrate/store"
+)
+
+// Replayed is what came of deciding again by a log of [WithRecorder].
+type Replayed struct {
+	From, To time.Time
+	Plans    int // how often it was decided what to do
+	// Placements are the tasks that were placed, and Same those of them that are
+	// placed on the same node again. Differences are the others, in order.
+	Placements, Same int
+	Differences      []Difference
+	// Was and Would are what it cost, as it was and as it would have been.
+	Was, Would Cost
+}
+
+// Difference is one decision that would have been another.
+type Difference struct {
+	At      time.Time
+	Service string // NAMESPACE/NAME
+	Slot    int
+	// Was and Would are the nodes; empty where the task was, or would be, not
+	// placed then.
+	Was, Would string
+}
+
+// String is the difference in words.
+func (d Difference) String() string {
+	return fmt.Sprintf("%s: %s.%d was placed on %s, and would be on %s", d.At.Format(time.RFC3339), d.Service, d.Slot, cmp.Or(d.Was, "no node"), cmp.Or(d.Would, "no node"))
+}
+
+// Cost is what decisions about places led to.
+type Cost struct {
+	// Moved is how many tasks were on nodes that were lost or left.
+	Moved int
+	// Imbalance is the standard deviation of the share of their CPU that nodes
+	// which are alive had promised, from 0 to 1, on average over the time.
+	Imbalance float64
+	// Unplaced is for how long services had tasks without a place, all added up.
+	Unplaced time.Duration
+}
+
+// LogError is a log that cannot be read: the line, from 1, and why.
+type LogError struct {
+	Line   int
+	Reason string
+}
+
+func (e *LogError) Error() string { return fmt.Sprintf("replay: line %d: %s", e.Line, e.Reason) }
+
+// The bounds of what Replay reads.
+const maxLogLine = 256 << 20
+
+// Replay decides again by a log that [WithRecorder] has written, with the
+// scheduler and the other options that are given, in a time that has nothing to do
+// with that of the log. At each moment it sees the fleet as it was, so it says of
+// each decision what it would have been then; what would have followed from
+// another it estimates: a task counts as on the node where it would have been
+// placed for as long as it was there. A log that ends in the middle of a line, as
+// that of a program that crashed does, is read up to there. The error is a
+// [*LogError] or the reader's.
+func Replay(log io.Reader, opts ...Option) (*Replayed, error) {
+	f, err := New(nowhere{}, opts...)
+	if err != nil {
+		return nil, err
+	}
+	p := &replay{config: f.plannerConfig(), out: new(Replayed)}
+	in := bufio.NewReaderSize(log, 1<<16)
+	for line := 1; ; line++ {
+		text, err := readLine(in)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			if errors.Is(err, errLongLine) {
+				err = &LogError{line, err.Error()}
+			}
+			return nil, err
+		}
+		var e entry
+		if err := json.Unmarshal(text, &e); err != nil {
+			return nil, &LogError{line, "is no entry of a log: " + err.Error()}
+		}
+		if err := p.read(&e); err != nil {
+			return nil, &LogError{line, err.Error()}
+		}
+	}
+	if p.state == nil {
+		return nil, &LogError{1, "the log is empty"}
+	}
+	return p.end(), nil
+}
+
+var errLongLine = fmt.Errorf("it is longer than %d bytes", maxLogLine)
+
+// readLine reads a whole line. One without an end is none.
+func readLine(in *bufio.Reader) ([]byte, error) {
+	var line []byte
+	for {
+		part, err := in.ReadSlice('\n')
+		if len(line)+len(part) > maxLogLine {
+			return nil, errLongLine
+		}
+		line = append(line, part...)
+		if errors.Is(err, bufio.ErrBufferFull) {
+			continue
+		}
+		return line, err
+	}
+}
+
+// nowhere is the store of a fleet that only decides.
+type nowhere struct{ store.Store }
+
+// replay plays a log.
+type replay struct {
+	config control.Config
+	state  *control.State
+	now    time.Time
+	out    *Replayed
+
+	tasks  map[string]*replayed // by key, as they are in the log
+	alive  map[string]bool
+	cpu    map[string]int64  // of nodes
+	would  map[string]string // where the last plans placed what: by service and slot, the node
+	asked  map[string]time.Time
+	was    side
+	wouldB side
+	weight time.Duration
+}
+
+// replayed is a task of a log.
+type replayed struct {
+	service    string
+	slot       int
+	node, also string // and where it would be
+	cpu        int64
+	stopped    bool
+}
+
+// side is one of the two that are compared.
+type side struct {
+	load      map[string]int64 // CPU promised, by node
+	unplaced  map[string]bool  // services
+	imbalance float64          // times its duration
+}
+
+func newSide() side { return side{load: map[string]int64{}, unplaced: map[string]bool{}} }
+
+func slotOf(service string, slot int) string { return fmt.Sprintf("%s.%d", service, slot) }
+
+func (p *replay) read(e *entry) error {
+	at := time.Unix(0, e.At).UTC()
+	if p.state == nil && !e.Load {
+		return errors.New("it does not begin with a snapshot")
+	}
+	if e.Load && e.Version != logVersion {
+		return fmt.Errorf("the log is of version %d; this reads version %d", e.Version, logVersion)
+	}
+	if at.Before(p.now) && !e.Load {
+		at = p.now // terms of several leaders, whose clocks differ
+	}
+	if p.state == nil {
+		p.out.From = at
+	}
+	p.pass(at)
+	switch {
+	case e.Load:
+		return p.load(e)
+	case e.Plan:
+		p.plan()
+		return nil
+	default:
+		return p.apply(e)
+	}
+}
+
+// pass lets time go by.
+func (p *replay) pass(at time.Time) {
+	d := at.Sub(p.now)
+	if p.state != nil && d > 0 {
+		p.was.imbalance += p.imbalance(&p.was) * float64(d)
+		p.wouldB.imbalance += p.imbalance(&p.wouldB) * float64(d)
+		p.weight += d
+		p.out.Was.Unplaced += time.Duration(len(p.was.unplaced)) * d
+		p.out.Would.Unplaced += time.Duration(len(p.wouldB.unplaced)) * d
+	}
+	p.now = at
+}
+
+func (p *replay) imbalance(s *side) float64 {
+	var n, sum, squares float64
+	for id, capacity := range p.cpu {
+		if p.alive[id] && capacity > 0 {
+			x := float64(s.load[id]) / float64(capacity)
+			n, sum, squares = n+1, sum+x, squares+x*x
+		}
+	}
+	if n == 0 {
+		return 0
+	}
+	return math.Sqrt(max(0, squares/n-(sum/n)*(sum/n)))
+}
+
+func item(key string, raw json.RawMessage) (store.Item, error) {
+	var l logged
+	if err := json.Unmarshal(raw, &l); err != nil {
+		return store.Item{}, fmt.Errorf("%s: %w", key, err)
+	}
+	return store.Item{Key: key, Value: l.Value, Revision: l.Revision, Created: l.Revision}, nil
+}
+
+func (p *replay) load(e *entry) error {
+	snapshot := store.Snapshot{Revision: e.Revision}
+	for key, raw := range e.Set {
+		i, err := item(key, raw)
+		if err != nil {
+			return err
+		}
+		snapshot.Items = append(snapshot.Items, i)
+	}
+	slices.SortFunc(snapshot.Items, func(a, b store.Item) int { return strings.Compare(a.Key, b.Key) })
+	old := p.tasks
+	p.tasks, p.alive, p.cpu = map[string]*replayed{}, map[string]bool{}, map[string]int64{}
+	p.would, p.asked = map[string]string{}, map[string]time.Time{}
+	was, would := p.was.imbalance, p.wouldB.imbalance
+	p.was, p.wouldB = newSide(), newSide()
+	p.was.imbalance, p.wouldB.imbalance = was, would
+	for _, i := range snapshot.Items {
+		p.note(store.Change{Item: i}, old)
+	}
+	p.state = control.NewState(p.config)
+	p.state.Load(snapshot, p.now)
+	return nil
+}
+
+func (p *replay) apply(e *entry) error {
+	b := store.Batch{Revision: e.Revision}
+	for key, raw := range e.Set {
+		i, err := item(key, raw)
+		if err != nil {
+			return err
+		}
+		b.Changes = append(b.Changes, store.Change{Item: i})
+	}
+	for _, key := range e.Deleted {
+		b.Changes = append(b.Changes, store.Change{Item: store.Item{Key: key, Revision: e.Revision}, Deleted: true})
+	}
+	slices.SortFunc(b.Changes, func(a, b store.Change) int { return strings.Compare(a.Item.Key, b.Item.Key) })
+	for _, c := range b.Changes {
+		p.note(c, nil)
+	}
+	p.state.Apply(b, p.now)
+	return nil
+}
+
+// note keeps what is compared. Before is what was there before a snapshot.
+func (p *replay) note(c store.Change, before map[string]*replayed) {
+	key := c.Item.Key
+	switch {
+	case strings.HasPrefix(key, record.Tasks):
+		p.noteTask(c, before)
+	case strings.HasPrefix(key, record.Alive):
+		p.alive[key[len(record.Alive):]] = !c.Deleted
+	case strings.HasPrefix(key, record.Nodes):
+		id := key[len(record.Nodes):]
+		delete(p.cpu, id)
+		var rec record.Node
+		if !c.Deleted && json.Unmarshal(c.Item.Value, &rec) == nil {
+			p.cpu[id] = rec.Capacity.CPU
+		}
+	case strings.HasPrefix(key, record.Rollouts):
+		var rec record.Rollout
+		service := key[len(record.Rollouts):]
+		delete(p.was.unplaced, service)
+		if !c.Deleted && json.Unmarshal(c.Item.Value, &rec) == nil && rec.Unplaced != "" {
+			p.was.unplaced[service] = true
+		}
+	}
+}
+
+func (p *replay) noteTask(c store.Change, before map[string]*replayed) {
+	key := c.Item.Key
+	t := p.tasks[key]
+	if c.Deleted {
+		if t != nil {
+			p.was.load[t.node] -= t.cpu
+			p.wouldB.load[t.also] -= t.cpu
+			delete(p.tasks, key)
+		}
+		return
+	}
+	var rec record.Task
+	if json.Unmarshal(c.Item.Value, &rec) != nil {
+		return
+	}
+	if t == nil {
+		t = &replayed{service: rec.Namespace + "/" + rec.Service, slot: rec.Slot, node: rec.Node, also: rec.Node, cpu: rec.Request.Resources.CPU}
+		if o := before[key]; o != nil {
+			t.also = o.also
+		} else if p.state != nil && before == nil && rec.Job == nil && !rec.Erase {
+			p.compare(t)
+		}
+		p.tasks[key] = t
+		p.was.load[t.node] += t.cpu
+		p.wouldB.load[t.also] += t.cpu
+	}
+	if rec.Stop != nil && !t.stopped {
+		t.stopped = true
+		if rec.Stop.Reason == record.ReasonNodeLost || rec.Stop.Reason == record.ReasonDrained {
+			p.moved(t)
+		}
+	}
+}
+
+// compare says whether a task that was placed would be placed there again.
+func (p *replay) compare(t *replayed) {
+	slot := slotOf(t.service, t.slot)
+	node := p.would[slot]
+	delete(p.would, slot)
+	delete(p.asked, slot)
+	p.out.Placements++
+	if node == t.node {
+		p.out.Same++
+		return
+	}
+	p.out.Differences = append(p.out.Differences, Difference{At: p.now, Service: t.service, Slot: t.slot, Was: t.node, Would: node})
+	if node != "" {
+		t.also = node
+	}
+}
+
+// moved counts a task that had to leave its node, and, once for each node that
+// was left, those that would have been there.
+func (p *replay) moved(t *replayed) {
+	p.out.Was.Moved++
+	if t.also == t.node {
+		p.out.Would.Moved++
+	}
+	// Of those that would have been elsewhere, the ones that would have been here
+	// have to leave instead.
+	for _, o := range p.tasks {
+		if o != t && !o.stopped && o.also == t.node && o.node != t.node {
+			p.out.Would.Moved++
+			p.wouldB.load[o.also] -= o.cpu
+			o.also = o.node // and are from then on where they were
+			p.wouldB.load[o.also] += o.cpu
+		}
+	}
+}
+
+// plan decides what to do as it is now, and keeps what that is. The state is a
+// copy, since what was decided then is what happens.
+func (p *replay) plan() {
+	p.out.Plans++
+	for slot, at := range p.asked {
+		if p.now.Sub(at) > time.Minute { // nobody placed it
+			delete(p.asked, slot)
+			delete(p.would, slot)
+		}
+	}
+	before := p.state.Clone()
+	plan := p.state.Plan(p.now)
+	if len(plan.Writes) == 0 {
+		return
+	}
+	p.state = before
+	for _, w := range plan.Writes {
+		switch {
+		case strings.HasPrefix(w.Key, record.Tasks) && !w.Delete:
+			var rec record.Task
+			if p.tasks[w.Key] == nil && json.Unmarshal(w.Value, &rec) == nil {
+				slot := slotOf(rec.Namespace+"/"+rec.Service, rec.Slot)
+				p.would[slot], p.asked[slot] = rec.Node, p.now
+			}
+		case strings.HasPrefix(w.Key, record.Rollouts):
+			var rec record.Rollout
+			service := w.Key[len(record.Rollouts):]
+			delete(p.wouldB.unplaced, service)
+			if !w.Delete && json.Unmarshal(w.Value, &rec) == nil && rec.Unplaced != "" {
+				p.wouldB.unplaced[service] = true
+			}
+		}
+	}
+}
+
+func (p *replay) end() *Replayed {
+	p.out.To = p.now
+	if p.weight > 0 {
+		p.out.Was.Imbalance = p.was.imbalance / float64(p.weight)
+		p.out.Would.Imbalance = p.wouldB.imbalance / float64(p.weight)
+	}
+	return p.out
+}
