@@ -158,7 +158,15 @@ func (w *world) run() error {
 		}
 	}
 	if len(w.scenario.Objects) > 0 {
-		w.act("apply", Apply{Objects: w.scenario.Objects}.call)
+		w.act("apply", func(ctx context.Context, f *orchestrate.Fleet) error {
+			err := Apply{Objects: w.scenario.Objects}.call(ctx, f)
+			if err != nil {
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				w.violated("the objects are applied", err)
+			}
+			return err
+		})
 	}
 	w.plan()
 	w.mu.Unlock()

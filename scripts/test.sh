@@ -54,6 +54,12 @@ say "a cluster of six machines that loses two of them, on real containers"
 CGO_ENABLED=0 go build -trimpath -ldflags=-s -o .cache/bin/cluster ./examples/cluster
 .cache/bin/cluster || status=1
 
+say "a strategy on a simulated week, drawn into .cache/week.svg"
+go test -count=1 -v ./examples/simulation -svg "$PWD/.cache/week.svg" | grep simulated || status=1
+say "simulations are the same with the race detector and without"
+hashes() { go test -count=1 -v -run TestChaosIsTheSame "$@" ./orchestratetest | grep -o 'seed .* hash .*'; }
+[ "$(hashes | tee /dev/stderr)" = "$(hashes -race)" ] || status=1
+
 .cache/bin/leftovers -check .cache/before.json || status=1
 if [ $status = 0 ]; then say "all passed, and nothing is left on the machine"; fi
 exit $status
