@@ -47,7 +47,8 @@ func frontendOf(r network.Rule) frontend {
 //
 // After it, connection tracking forgets what would still lead to a withdrawn
 // endpoint: UDP flows, which have no end of their own, and TCP connections
-// that the endpoint has not answered yet, whose client will try again.
+// that the endpoint has not answered yet, whose client will try again. One that
+// was under way in that moment goes nowhere, and is tried again too.
 //
 // A published port that a process of the node listens on is refused when it
 // is first published. A frontend whose endpoint answers a SYN with a reset is
