@@ -59,7 +59,6 @@ func (c *crash) check(what, op string, stored bool) {
 		if err := restarted(t.Context(), f); err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}
-		c.buried(what, f)
 		c.checkRunning(what, f)
 	case "remove":
 		if stored && exists {
@@ -96,10 +95,12 @@ func (c *crash) check(what, op string, stored bool) {
 func (c *crash) checkRunning(what string, f *Fleet) {
 	c.t.Helper()
 	t := c.t
-	// On a busy machine a task that was ready may have missed a check since.
+	// On a busy machine a task that was ready may have missed a check since, and
+	// may even have been restarted for it.
 	if err := settled(t.Context(), f, 0); err != nil {
 		t.Fatalf("%s: %v", what, err)
 	}
+	c.buried(what, f)
 	list := tasks(t, f, "web")
 	if len(list) != crashReplicas {
 		t.Fatalf("%s: tasks: got %+v, want %d", what, list, crashReplicas)

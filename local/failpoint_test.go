@@ -227,9 +227,9 @@ const observed = time.Second
 
 func (p *failpoints) operations(name string) int { return len(p.hits[name]) }
 
-// next returns the failpoint to kill at in an operation, of those that are behind
-// most the one that the fewest operations come by; and whether there is one at all.
-// Without one an empty name, since the operations need each other.
+// next returns the failpoint to kill at in an operation, of those with the fewest
+// kills the one that the fewest operations come by; and whether there is one at all.
+// Without one it is an empty name: the operations need each other.
 func (p *failpoints) next(op string, names []string, rounds int) (name string, due bool) {
 	var behind []string
 	for _, n := range names {
@@ -241,7 +241,7 @@ func (p *failpoints) next(op string, names []string, rounds int) (name string, d
 		return "", false
 	}
 	return slices.MinFunc(behind, func(a, b string) int {
-		return cmp.Or(p.operations(a)-p.operations(b), p.kills[a]-p.kills[b], strings.Compare(a, b))
+		return cmp.Or(p.kills[a]-p.kills[b], p.operations(a)-p.operations(b), strings.Compare(a, b))
 	}), true
 }
 
