@@ -39,12 +39,21 @@ func BenchmarkScale(b *testing.B) {
 	})
 	// What a leader holds, beside what is in the store.
 	b.Run("memory", func(b *testing.B) {
+		snapshot, err := s.List(b.Context(), "")
+		if err != nil {
+			b.Fatal(err)
+		}
+		bytes := 0
+		for _, item := range snapshot.Items {
+			bytes += len(item.Key) + len(item.Value)
+		}
 		for b.Loop() {
 			before := heap()
 			now := time.Now().UTC()
 			state := load(b, now)
 			state.Plan(now)
 			b.ReportMetric(float64(heap()-before)/(1<<20), "MiB")
+			b.ReportMetric(float64(bytes)/(1<<20), "MiB-in-store")
 			runtime.KeepAlive(state)
 		}
 	})

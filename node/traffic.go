@@ -276,9 +276,10 @@ const maxRest = 250 * time.Millisecond
 
 // pace is until when what can wait does, after a programming. Each looks at all
 // endpoints, and while many tasks start there are as many changes, on each of all
-// nodes: so it takes no more than a fifth of one processor.
+// nodes: so it takes no more than a fiftieth of one processor, or four turns a
+// second.
 func pace(began, ended time.Time) time.Time {
-	return ended.Add(min(4*ended.Sub(began), maxRest))
+	return ended.Add(min(49*ended.Sub(began), maxRest))
 }
 
 // refusedRetry is after what time a published port is tried again that a

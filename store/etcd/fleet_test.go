@@ -40,11 +40,15 @@ func newLoops(t testing.TB) *loops {
 	t.Cleanup(func() {
 		cancel()
 		l.wg.Wait()
+		var closing sync.WaitGroup
 		for _, c := range l.closers {
-			if err := c.Close(); err != nil {
-				t.Error(err)
-			}
+			closing.Go(func() {
+				if err := c.Close(); err != nil {
+					t.Error(err)
+				}
+			})
 		}
+		closing.Wait()
 	})
 	return l
 }
