@@ -33,6 +33,27 @@
 // same moment are let happen one after another, in an order that follows from
 // what they are about, so nothing depends on how Go runs its goroutines.
 //
+// # What must hold
+//
+// Invariants are checked after every step: those of [Ready], which hold of every
+// fleet, [AtLeast], and your own by [Always] and [Eventually]. When one does not
+// hold, the steps that it takes are looked for, and printed as a Go test with the
+// last events. [Explore] does the same without failing the test.
+//
+// # What happened in earnest
+//
+// [Replay] decides again by the log of a fleet, a simulated or a real one, that
+// [orchestrate.WithRecorder] has written: with the current code, or with another
+// strategy.
+//
+// # Limits
+//
+// Without [Scenario.Balancers] nodes publish their endpoints and program nothing,
+// since that costs with the square of the fleet's size. A hung node is an agent
+// that hangs. Clocks are off by an amount, and none runs faster than another.
+//
+// # Drivers of your own
+//
 // A driver of your own is called by many goroutines, as it is by an agent. As long
 // as what it answers does not depend on the order of calls at one moment, runs
 // are the same; it must not wait for anything outside the test.
