@@ -321,16 +321,25 @@ func ask(ns *os.File, to string) (who, from string, err error) {
 	return who, from, err
 }
 
-// barePath makes a namespace behind each of the first two hosts, routed by the
-// hosts as they are: what the kernel does without any of ours.
-func (w *world) barePath() (ends [2]*os.File) {
+// barePath connects the namespaces of two tasks on two hosts by another way too:
+// through two more hosts on the link, which route plainly and have nothing of
+// ours, no table and no connection tracking. It returns the second's address.
+func (w *world) barePath(ends [2]*os.File) netip.Addr {
 	w.Helper()
+	var at [2]netip.Addr
 	for i := range 2 {
-		h := w.hosts[i]
-		ends[i] = w.namespace(fmt.Sprintf("bare%d", i))
+		at[i] = netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 101)})
+	}
+	for i, end := range ends {
+		host := w.namespace(fmt.Sprintf("bare%d", i))
+		w.plug(host, fmt.Sprintf("bare%d", i), netip.PrefixFrom(at[i], 24))
 		gw := netip.AddrFrom4([4]byte{198, 51, 100, byte(128*i + 1)})
-		check(w, in(h.ns, func() error {
-			veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "bare"}, PeerName: "eth0", PeerNamespace: netlink.NsFd(ends[i].Fd())}
+		other := netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(128 * (1 - i))}), 25)
+		check(w, in(host, func() error {
+			if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil {
+				return err
+			}
+			veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "end"}, PeerName: "bare", PeerNamespace: netlink.NsFd(end.Fd())}
 			if err := netlink.LinkAdd(veth); err != nil {
 				return err
 			}
@@ -340,22 +349,21 @@ func (w *world) barePath() (ends [2]*os.File) {
 			if err := netlink.LinkSetUp(veth); err != nil {
 				return err
 			}
-			other := netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(128 * (1 - i))}), 25)
-			return netlink.RouteAdd(&netlink.Route{Dst: ipNet(other), Gw: w.hosts[1-i].addr.AsSlice()})
+			return netlink.RouteAdd(&netlink.Route{Dst: ipNet(other), Gw: at[1-i].AsSlice()})
 		}))
-		check(w, in(ends[i], func() error {
-			eth, err := netlink.LinkByName("eth0")
+		check(w, in(end, func() error {
+			bare, err := netlink.LinkByName("bare")
 			if err != nil {
 				return err
 			}
-			if err := netlink.AddrAdd(eth, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(gw.Next(), 25))}); err != nil {
+			if err := netlink.AddrAdd(bare, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(gw.Next(), 25))}); err != nil {
 				return err
 			}
-			if err := netlink.LinkSetUp(eth); err != nil {
+			if err := netlink.LinkSetUp(bare); err != nil {
 				return err
 			}
-			return netlink.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Gw: gw.AsSlice()})
+			return netlink.RouteAdd(&netlink.Route{LinkIndex: bare.Attrs().Index, Dst: ipNet(other), Gw: gw.AsSlice()})
 		}))
 	}
-	return ends
+	return netip.AddrFrom4([4]byte{198, 51, 100, 130})
 }
