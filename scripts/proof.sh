@@ -18,6 +18,8 @@ printf 'proof: tests in their long mode\n'
 go build -o .cache/bin/testreport ./internal/testreport
 status=0
 go test -json -count=1 -timeout 240m ./... | .cache/bin/testreport || status=1
+printf 'proof: planted bugs, of which the suites are to catch 28 of 30\n'
+scripts/mutants.sh || status=1
 printf 'proof: %s fuzz targets had %s each\n' "$(wc -l <"$log.fuzz")" "$fuzztime"
 sed 's/^/  /' "$log.fuzz"
 exit $status

@@ -27,6 +27,9 @@ tested -race -short ./internal/control
 say "the planner's walks"
 tested ./internal/control
 
+say "two of the planted bugs, of which make proof plants all"
+scripts/mutants.sh agent-one-restart-more store-absent-is-not-checked || status=1
+
 say "the comparison module, at its smallest"
 (cd bench && go vet ./... && go test -timeout 10m ./...) || status=1
 
