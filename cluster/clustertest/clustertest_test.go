@@ -357,9 +357,6 @@ func send(t *testing.T, from, to *clustertest.Host, n int) (got []int) {
 		t.Fatal(err)
 	}
 	defer in.Close()
-	if err := in.(*net.UDPConn).SetReadBuffer(8 << 20); err != nil {
-		t.Fatal(err)
-	}
 	if err := from.Do(func() (err error) {
 		out, err = net.ListenPacket("udp4", netip.AddrPortFrom(from.IPv4, 0).String())
 		return err
@@ -367,24 +364,45 @@ func send(t *testing.T, from, to *clustertest.Host, n int) (got []int) {
 		t.Fatal(err)
 	}
 	defer out.Close()
+	arrived := make(chan []int, 1)
+	sent := make(chan struct{})
+	go func() {
+		var got []int
+		defer func() { arrived <- got }()
+		buffer := make([]byte, 100)
+		for {
+			_ = in.SetReadDeadline(time.Now().Add(time.Second))
+			size, _, err := in.ReadFrom(buffer)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				select {
+				case <-sent:
+					return
+				default:
+					continue
+				}
+			}
+			number := 0
+			if err == nil {
+				_, err = fmt.Sscan(string(buffer[:size]), &number)
+			}
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			got = append(got, number)
+		}
+	}()
 	for i := range n {
+		if i%20 == 0 {
+			time.Sleep(time.Millisecond) // no more than queues hold
+		}
 		if _, err := fmt.Fprint(writerTo{out, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to.IPv4, 9000))}, i); err != nil {
-			t.Fatal(err)
+			t.Error(err)
+			break
 		}
 	}
-	buffer := make([]byte, 100)
-	for {
-		_ = in.SetReadDeadline(time.Now().Add(400 * time.Millisecond))
-		size, _, err := in.ReadFrom(buffer)
-		if err != nil {
-			return got
-		}
-		number := 0
-		if _, err := fmt.Sscan(string(buffer[:size]), &number); err != nil {
-			t.Fatal(err)
-		}
-		got = append(got, number)
-	}
+	close(sent)
+	return <-arrived
 }
 
 type writerTo struct {

@@ -88,7 +88,9 @@ func openTap(name string) (*os.File, error) {
 	}
 	req, err := unix.NewIfreq(name)
 	if err == nil {
-		req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+		// Without NAPI what is written waits in a queue of the processor that the
+		// writing thread is on, and frames overtake each other when that changes.
+		req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_NAPI)
 		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
 	}
 	if err != nil {
