@@ -19,6 +19,7 @@ const (
 	chainTask      = "from-task" // forwarded, from a task
 	chainRefuse    = "refuse"    // answer at once that nobody is there
 	chainReset     = "resets"    // TCP resets that tasks send
+	chainFlags     = "flags"     // the first segments of connections, and resets
 )
 
 // chains returns the fixed chains. In words:
@@ -30,12 +31,12 @@ const (
 //	                            what leaves for the world, comes from the
 //	                            node's loopback, or would come back to its own
 //	                            sender, gets the node's address as source
-//	raw                         neither tasks nor nodes reach the node's
-//	                            loopback; what is to come encrypted comes no
-//	                            other way
+//	raw                         what is to come encrypted comes no other way;
+//	                            only there where something is
 //	forward                     networks are apart, also where they share an
 //	                            uplink; frontends are not
-//	input                       resets, see below
+//	input                       resets, see below; neither tasks nor nodes
+//	                            reach the node's loopback
 //	output-filter               the node's own connections to frontends
 //	                            without endpoints; no redirects to tasks
 func (t *table) chains() []ruleChain {
@@ -94,9 +95,15 @@ func (t *table) chains() []ruleChain {
 		rule(ipv4, load(source4, 8), load(dest4, 9), t.in(setHairpin+"4", 8), masquerade),
 		rule(ipv6, load(source6, 8), load(dest6, 12), t.in(setHairpin+"6", 8), masquerade),
 	}
+	// The node's loopback gets replies, whose own destination is another, and
+	// nothing that is sent to it.
+	notAReply := ctStateNot(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED)
+	input := [][]expr.Any{
+		rule(tcpFlags(tcpRST), jump(chainReset)),
+		rule(ipv4, load(dest4, 8), masked(8, []byte{255, 0, 0, 0}, []byte{127, 0, 0, 0}), inName, t.in(setGuarded, 8), notAReply, drop),
+		rule(ipv6, load(dest6, 8), equal(8, loopback6), inName, t.in(setGuarded, 8), notAReply, drop),
+	}
 	raw := [][]expr.Any{
-		rule(ipv4, load(dest4, 8), masked(8, []byte{255, 0, 0, 0}, []byte{127, 0, 0, 0}), inName, t.in(setGuarded, 8), drop),
-		rule(ipv6, load(dest6, 8), equal(8, loopback6), inName, t.in(setGuarded, 8), drop),
 		rule(ipv4, load(source4, 8), t.in(setSealed+"4", 8), inName, t.notIn(setInside, 8), drop),
 		rule(ipv6, load(source6, 8), t.in(setSealed+"6", 8), inName, t.notIn(setInside, 8), drop),
 	}
@@ -115,8 +122,7 @@ func (t *table) chains() []ruleChain {
 		return rule(inName, t.in(set, 8), ofFamily(v4), t.network(source(v4), v4, 8), outNameAt(12), t.in(setSame, 8), known, accept)
 	}
 	forward := append([][]expr.Any{
-		rule(tcpFlags(tcpRST), jump(chainReset)),
-		rule(tcpFlags(tcpSYN), outName, t.in(setLinks, 8), clampMSS),
+		rule(tcpFlags(tcpSYN|tcpRST), jump(chainFlags)),
 		rule(ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept),
 		rule(inName, t.in(setBridges, 8), jumpTo(chainTask)),
 	}, refused...)
@@ -156,23 +162,30 @@ func (t *table) chains() []ruleChain {
 		rule(ipv6, icmpType(unix.IPPROTO_ICMPV6, 137), outName, t.in(setGuarded, 8), drop),
 		rule(ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept),
 	}, refused...)
-	return []ruleChain{
-		{plain(layout), nil},
+	chains := []ruleChain{
+		{plain(t.layout()), nil},
 		{plain(chainRefuse), [][]expr.Any{
 			rule(protocolIs(unix.IPPROTO_TCP), []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}),
 			rule([]expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}),
 		}},
 		{plain(chainReset), resets},
+		{plain(chainFlags), [][]expr.Any{
+			rule(tcpFlags(tcpRST), jump(chainReset)),
+			rule(tcpFlags(tcpSYN), outName, t.in(setLinks, 8), clampMSS),
+		}},
 		{plain(chainTask), fromTask},
 		{plain(chainPublished), published},
-		{base("raw", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw), raw},
 		{base("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest), balance},
 		{base("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest), balance},
 		{base("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource), postrouting},
 		{base("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter), forward},
-		{base("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter), [][]expr.Any{rule(tcpFlags(tcpRST), jump(chainReset))}},
+		{base("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter), input},
 		{base("output-filter", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityFilter), output},
 	}
+	if len(t.tunnels) > 0 { // every hook costs each packet
+		chains = append(chains, ruleChain{base("raw", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw), raw})
+	}
+	return chains
 }
 
 // choice is how a frontend's chain finds an endpoint.
@@ -424,6 +437,10 @@ func masked(register uint32, mask, data []byte) []expr.Any {
 		&expr.Bitwise{SourceRegister: register, DestRegister: register, Len: uint32(len(mask)), Mask: mask, Xor: make([]byte, len(mask))},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: data},
 	}
+}
+
+func ctStateNot(bits uint32) []expr.Any {
+	return append(ctState(bits)[:2:2], &expr.Cmp{Op: expr.CmpOpEq, Register: 8, Data: make([]byte, 4)})
 }
 
 func ctState(bits uint32) []expr.Any {

@@ -18,7 +18,7 @@ import (
 
 // layout is the version of the table's chains and sets. A table of another
 // version, left by another version of the program, is replaced whole.
-const layout = "layout-5"
+const layout = "layout-6"
 
 // tablePrefix is what the tables of all fleets begin with.
 const tablePrefix = "orchestrate-"
@@ -37,6 +37,14 @@ type table struct {
 	mu        sync.Mutex // guards what follows
 	loopback6 bool       // whether ports are published at ::1
 	networks  string     // what was written about networks, in any one form
+}
+
+// layout names the table's own: with tunnels it has a chain more.
+func (t *table) layout() string {
+	if len(t.tunnels) > 0 {
+		return layout + "-tunnels"
+	}
+	return layout
 }
 
 func newTable(id string, netNS *os.File, uplinks, tunnels []string) *table {
@@ -86,7 +94,7 @@ func (t *table) exists() (here, current bool, err error) {
 		return false, false, fmt.Errorf("look into nft table %s: %w", t.name, err)
 	}
 	current = slices.ContainsFunc(chains, func(chain *nftables.Chain) bool {
-		return chain.Table.Name == t.name && chain.Name == layout
+		return chain.Table.Name == t.name && chain.Name == t.layout()
 	})
 	return true, current, nil
 }
