@@ -36,8 +36,8 @@ var someFailpoints = []string{
 // In the short mode it is someFailpoints, once each; with ORCHESTRATE_LONG all of
 // them, 20 times, at a time drawn from those that an operation comes by.
 // FAILPOINT_ROUNDS is another number, and FAILPOINTS other ones, as a regular
-// expression; CRASH_SEED draws as another run did. Short of its deadline it ends
-// with what it has.
+// expression; CRASH_SEED draws as another run did. Short of the deadline of the
+// tests it ends, fails, and says how far it has come.
 func TestFailpoints(t *testing.T) {
 	rounds, wanted, seed := 1, "^("+strings.Join(someFailpoints, "|")+")$", uint64(time.Now().UnixNano())
 	if os.Getenv("ORCHESTRATE_LONG") != "" {
