@@ -31,7 +31,7 @@ func week(nodes, tasks int, d time.Duration) orchestratetest.Scenario {
 	return s
 }
 
-// TestWeek is the large fleet: in the short mode a tenth of it for some hours, in
+// TestWeek is the large fleet of BENCHMARKS.md: in the short mode a tenth of it for some hours, in
 // the long one all of it for a week.
 func TestWeek(t *testing.T) {
 	nodes, tasks, d := 100, 2000, 4*time.Hour
