@@ -41,7 +41,7 @@ func TestProductionGuideNamesTests(t *testing.T) {
 			}
 		}
 	}
-	if rows < 20 {
+	if rows < 25 {
 		t.Errorf("the table has %d rows, want all the faults that there are", rows)
 	}
 }
