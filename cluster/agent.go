@@ -68,6 +68,10 @@ type AgentOptions struct {
 	Checkers map[string]health.Checker
 	// Credentials is asked for each registry host that images are pulled from.
 	Credentials func(ctx context.Context, host string) (runtime.Credentials, error)
+	// Encryption encrypts what goes between tasks on different nodes, such as
+	// wireguard.New of network/overlay/wireguard; nil does not. It is the same on
+	// all nodes: one with it and one without do not reach each other's tasks.
+	Encryption overlay.Encryption
 	// Network and Node, when not nil, change the options that the network's
 	// driver and the node's agent are made with, for what has no field here.
 	Network func(*overlay.Options)
@@ -170,7 +174,7 @@ func (a *Agent) makeAgent(host string) (_ *node.Agent, err error) {
 	}
 	network := overlay.Options{
 		Bridge: bridge.Options{ID: a.ID(), Dir: a.path("network"), Logger: o.Logger},
-		Store:  a.store, Node: o.Name, Underlay: o.Address,
+		Store:  a.store, Node: o.Name, Underlay: o.Address, Encryption: o.Encryption,
 	}
 	if o.Network != nil {
 		o.Network(&network)

@@ -46,10 +46,11 @@ func (w *world) answers(patience time.Duration, node string, port uint16, want [
 // that answer over the overlay from whichever node is asked; one node is cut off,
 // its task is replaced, and what was left there ends when it comes back.
 func TestFleet(t *testing.T) {
-	for name, v6 := range map[string]bool{"IPv4": false, "IPv6": true} {
+	for name, opts := range map[string]worldOptions{"IPv4": {}, "IPv6": {v6: true}, "encrypted": {encrypt: true}} {
 		t.Run(name, func(t *testing.T) {
+			v6, encrypt := opts.v6, opts.encrypt
 			opts := brisk
-			opts.controls, opts.nodes, opts.v6 = 1, 2, v6
+			opts.controls, opts.nodes, opts.v6, opts.encrypt = 1, 2, v6, encrypt
 			w := newWorld(t, opts)
 			w.up(w.web(2, 18080))
 			place := func() (ids, nodes []string) {

@@ -235,7 +235,8 @@ func (c *Control) startEtcd(ctx context.Context, dir, files string) (err error) 
 // nodeKeys are what a node's agent and its network use of the store.
 func nodeKeys(id identity.ID) (read, write []string) {
 	read, write = orchestrate.NodeKeys(id.Name)
-	return read, append(write, overlay.Keys)
+	networkRead, networkWrite := overlay.Rights(id.Name)
+	return append(read, networkRead...), append(write, networkWrite...)
 }
 
 // enableAccess turns etcd's access control on, over elections of etcd: whichever

@@ -32,9 +32,11 @@
 // names in certificates; the authority of these certificates, and the registrar
 // that machines join at; and an [orchestrate.Fleet], of which one leads. An
 // [Agent] runs containers by containerd's shim and runc, networks over all nodes
-// by VXLAN, names by DNS, and volumes in a folder, and serves logs, exec and
-// stats to control planes. Nothing listens without TLS and certificates of both
-// sides, but for VXLAN; see package network/overlay.
+// by direct routes or VXLAN, names by DNS, and volumes in a folder, and serves
+// logs, exec and stats to control planes. Nothing listens without TLS and
+// certificates of both sides, but for VXLAN. What tasks say to each other is
+// encrypted between nodes with [AgentOptions.Encryption]; see package
+// network/overlay.
 //
 // Which ports must be open between machines is in [Ports]. Both kinds can run on
 // one machine, with folders of their own.

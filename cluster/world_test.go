@@ -31,6 +31,8 @@ import (
 	"github.com/orchestrate-go/orchestrate/health"
 	"github.com/orchestrate-go/orchestrate/identity"
 	"github.com/orchestrate-go/orchestrate/internal/leak"
+	"github.com/orchestrate-go/orchestrate/network/overlay"
+	"github.com/orchestrate-go/orchestrate/network/overlay/wireguard"
 	"github.com/orchestrate-go/orchestrate/runtime"
 	"github.com/orchestrate-go/orchestrate/runtime/image"
 	"github.com/orchestrate-go/orchestrate/volume"
@@ -95,6 +97,8 @@ type machine struct {
 
 	Members map[string]netip.Addr // control planes
 	Nodes   []string              // names, of agents
+
+	Encrypt bool // what goes between nodes
 
 	LeaderTTL, NodeTTL, LostAfter, FenceGrace time.Duration
 	Level                                     slog.Level
@@ -199,9 +203,14 @@ func (m *machine) agent(ctx context.Context, log *slog.Logger) error {
 	for _, a := range m.Members {
 		control = append(control, a)
 	}
+	var encryption overlay.Encryption
+	if m.Encrypt {
+		encryption = wireguard.New(wireguard.Options{})
+	}
 	a, err := cluster.OpenAgent(ctx, m.Dir, cluster.AgentOptions{
 		Name: m.Name, Address: ownAddress(control[0]), Control: control, Token: token,
 		LeaseTTL: m.NodeTTL, FenceGrace: m.FenceGrace, BindRoots: []string{m.Shared}, Logger: log,
+		Encryption: encryption,
 	})
 	if err != nil {
 		return err
@@ -245,6 +254,7 @@ type world struct {
 type worldOptions struct {
 	controls, nodes int
 	v6              bool // the machines talk by IPv6
+	encrypt         bool
 	cluster         clustertest.Options
 
 	leaderTTL, nodeTTL, lostAfter, fenceGrace time.Duration
@@ -358,7 +368,7 @@ func (w *world) start(name string) *clustertest.Process {
 	m := machine{
 		Role: "control", Name: name, Dir: filepath.Join(h.Dir, "state"), Program: program, Shared: w.shared(""),
 		Members: map[string]netip.Addr{}, Nodes: w.nodes,
-		LeaderTTL: w.opts.leaderTTL, NodeTTL: w.opts.nodeTTL, LostAfter: w.opts.lostAfter, FenceGrace: w.opts.fenceGrace,
+		Encrypt: w.opts.encrypt, LeaderTTL: w.opts.leaderTTL, NodeTTL: w.opts.nodeTTL, LostAfter: w.opts.lostAfter, FenceGrace: w.opts.fenceGrace,
 		Level: slog.LevelWarn,
 	}
 	if slices.Contains(w.nodes, name) {
