@@ -115,7 +115,7 @@ func TestOutOfMemory(t *testing.T) {
 	events := watch(t, f)
 	apply(t, f, s)
 	e := until(t, events, "it is out of memory", func(e orchestrate.Event) bool {
-		return e.Service == "web" && e.Failure != nil && e.Failure.Kind == orchestrate.FailedOOM && e.Restarts > 0
+		return e.Kind == orchestrate.TaskChanged && e.Service == "web" && e.Failure != nil && e.Failure.Kind == orchestrate.FailedOOM && e.Restarts > 0
 	})
 	task := one(t, f, "web")
 	if task.ID != e.Task || task.Failure == nil || task.Failure.Kind != orchestrate.FailedOOM || !task.Containers[0].OOM {

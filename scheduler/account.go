@@ -14,7 +14,6 @@ type serviceKey struct{ namespace, name string }
 // service counts the tasks of one service, whatever their shapes.
 type service struct {
 	key    serviceKey
-	owner  *Cluster        // the cluster that may write to it
 	nodes  map[int32]int32 // slot to tasks; never 0
 	total  int
 	shapes int // that refer to it
@@ -26,13 +25,13 @@ func (c *Cluster) addService(r *Request) int32 {
 	k := serviceKey{r.Namespace, r.Service}
 	id, ok := c.serviceIDs[k]
 	if !ok {
-		s := &service{key: k, owner: c, nodes: map[int32]int32{}}
+		s := &service{key: k, nodes: map[int32]int32{}}
 		if n := len(c.freeServices); n > 0 {
 			id, c.freeServices = c.freeServices[n-1], c.freeServices[:n-1]
-			c.services[id] = s
+			c.services[id], c.owned[id] = s, true
 		} else {
 			id = int32(len(c.services))
-			c.services = append(c.services, s)
+			c.services, c.owned = append(c.services, s), append(c.owned, true)
 		}
 		c.serviceIDs[k] = id
 	}
@@ -53,11 +52,11 @@ func (c *Cluster) dropService(sh *shape) {
 // ownService returns the service for writing.
 func (c *Cluster) ownService(id int32) *service {
 	s := c.services[id]
-	if s.owner != c {
+	if !c.owned[id] {
 		t := *s
-		t.owner, t.nodes = c, maps.Clone(s.nodes)
+		t.nodes = maps.Clone(s.nodes)
 		s = &t
-		c.services[id] = s
+		c.services[id], c.owned[id] = s, true
 	}
 	return s
 }

@@ -35,6 +35,7 @@ type Cluster struct {
 	usedShapes int // with tasks
 
 	services     []*service
+	owned        []bool // which of them no other cluster has, so that they may be written to
 	serviceIDs   map[serviceKey]int32
 	freeServices []int32
 	antiShapes   int                // tasks whose shape has required anti-affinity
@@ -102,11 +103,9 @@ func (c *Cluster) Clone() *Cluster {
 	d.serviceIDs = maps.Clone(c.serviceIDs)
 	d.freeServices = slices.Clone(c.freeServices)
 	d.budgets = maps.Clone(c.budgets)
-	for _, s := range c.services {
-		if s != nil {
-			s.owner = nil // whoever writes to it first makes its own
-		}
-	}
+	// Both have the same services now. Whoever writes to one first makes its own.
+	clear(c.owned)
+	d.owned = make([]bool, len(c.owned))
 	d.columns = c.columns.clone()
 	d.statics, d.indexes, d.spare = nil, nil, nil // built again when asked for
 	d.changes = changeLog{}

@@ -7,6 +7,7 @@ import (
 	"math"
 	"reflect"
 	"slices"
+	"sync"
 	"testing"
 
 	"github.com/orchestrate-go/orchestrate/scheduler"
@@ -155,6 +156,32 @@ func TestTaskIDs(t *testing.T) {
 	slices.Sort(ids)
 	if want := []string{"ns/web.1", "ns/web.3", "ns/web.4", "ns/web.5", "x"}; !slices.Equal(ids, want) {
 		t.Errorf("ids %v, want %v: numbers in use or given to others are left out", ids, want)
+	}
+}
+
+// A copy is played with in one goroutine while another goes on with the original;
+// the race detector sees what they share.
+func TestClonesAreUsedAtOnce(t *testing.T) {
+	c, s := newCluster(t, n("a"), n("b")), newScheduler(t, scheduler.Options{})
+	if _, err := s.Place(c, []req{{Service: "web", Count: 4}}); err != nil {
+		t.Fatal(err)
+	}
+	d := c.Clone()
+	var copies sync.WaitGroup
+	copies.Go(func() {
+		e := d.Clone()
+		for _, x := range []*scheduler.Cluster{d, e} {
+			if err := x.Release("web.1"); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	if err := c.Release("web.2"); err != nil {
+		t.Error(err)
+	}
+	copies.Wait()
+	if a, b := describe(c), describe(d); a == b {
+		t.Errorf("both are\n%s\nthough each released another task", a)
 	}
 }
 

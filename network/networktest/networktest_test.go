@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/orchestrate-go/orchestrate/network"
@@ -76,7 +77,7 @@ type wrong struct {
 	*memory.Node
 	mistake string
 	rules   []network.Rule // last programmed
-	made    int
+	made    atomic.Int64
 }
 
 func (w *wrong) Ensure(ctx context.Context, n network.Network) error {
@@ -169,8 +170,8 @@ func (w *wrong) Create(ctx context.Context, id string, sysctls map[string]string
 	case "makes a namespace anew":
 		_ = w.Node.Delete(ctx, id)
 		path, err := w.Node.Create(ctx, id, sysctls)
-		w.made++
-		return path + strings.Repeat("+", w.made), err
+		made := int(w.made.Add(1))
+		return path + strings.Repeat("+", made), err
 	case "takes any sysctl":
 		sysctls = nil
 	}
