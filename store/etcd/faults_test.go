@@ -269,7 +269,7 @@ func TestLeaseOutlivesAServer(t *testing.T) {
 	}
 	c := etcdtest.New(t, 3)
 	s := dial(t, c.Endpoints())
-	lease, err := s.Lease(t.Context(), 6*time.Second)
+	lease, err := s.Lease(t.Context(), 9*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -278,7 +278,7 @@ func TestLeaseOutlivesAServer(t *testing.T) {
 	go func() { kept <- store.Keep(ctx, lease) }()
 	for i := range 2 {
 		c.Stop(i)
-		pause(t, 7*time.Second) // more than the lease lasts
+		pause(t, 10*time.Second) // more than the lease lasts
 		c.Continue(i)
 	}
 	select {
