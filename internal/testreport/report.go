@@ -25,7 +25,7 @@ func main() {
 		os.Exit(1)
 	}
 	r.end()
-	if r.failed > 0 {
+	if r.failed > 0 || r.passed == 0 { // that nothing ran is no success
 		os.Exit(1)
 	}
 }
