@@ -216,7 +216,11 @@ func (w *watcher) kept(c store.Change) []Event {
 	for i := range events {
 		e := &events[i]
 		if last, known := w.tasks[e.Task]; known && e.Task != "" {
-			e.State, e.Restarts = cmp.Or(e.State, last.State), cmp.Or(e.Restarts, last.Restarts)
+			// What the node said last is of before a restart that this tells of.
+			if e.Restarts == 0 || e.Restarts == last.Restarts {
+				e.State = cmp.Or(e.State, last.State)
+			}
+			e.Restarts = cmp.Or(e.Restarts, last.Restarts)
 		}
 	}
 	return events

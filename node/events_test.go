@@ -125,6 +125,37 @@ func TestAgentsTell(t *testing.T) {
 	}
 }
 
+// The event of a restart comes before the status that follows it: it does not say
+// what the task was before as if it were what it is.
+func TestRestartIsNotToldAsReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		m.runtime = runmem.New(runmem.Options{Strict: true})
+		m.runtime.SetImage("img", runmem.Image{Program: runmem.Program{Life: time.Minute, Code: 1}})
+		m.agent()
+		events, err := m.fleet.Watch(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.apply(one(orchestrate.Template{Containers: []orchestrate.Container{{Image: "img"}}}))
+		restarted, ready := false, false
+		for !ready {
+			switch e := <-events; {
+			case e.Kind == orchestrate.TaskRestarted:
+				restarted = true
+				if e.State == orchestrate.Ready || e.Restarts != 1 {
+					t.Errorf("%+v; want the first restart, of a task that is not ready", e)
+				}
+			case e.Restarts == 1 && e.State == orchestrate.Ready:
+				ready = true
+			}
+		}
+		if !restarted {
+			t.Error("the restart is not told before it is over")
+		}
+	})
+}
+
 // A restart of the agent is none of its tasks' business: nothing is told twice, and
 // what ended meanwhile is told once.
 func TestAgentsTellOverRestarts(t *testing.T) {
