@@ -102,7 +102,7 @@ func TestFailures(t *testing.T) {
 		"readiness": {
 			service: func() orchestrate.Service {
 				s := sick("readiness")
-				s.Update.ProgressDeadline = time.Second
+				s.Update.ProgressDeadline = 4 * time.Second // its server has to be up, beside those of the others
 				return s
 			},
 			reason: orchestrate.ReasonDeadline, kind: orchestrate.FailedReadiness, message: "503",
