@@ -48,7 +48,8 @@ func stormLength(t *testing.T) time.Duration {
 //   - no slot is run twice, ever;
 //   - no endpoint of a task that is dead, or cut off, is in the store for longer
 //     than the node's lease and a second, counted from when etcd is in peace: an
-//     election of its own begins the time of each lease anew;
+//     election of its own begins the time of each lease anew (four times that, in
+//     storms of less than ten minutes);
 //   - half a minute after the last fault everything is as it should be;
 //   - nothing is left, on a node or in the store, of what is gone.
 //
@@ -72,7 +73,12 @@ func TestStorm(t *testing.T) {
 		}
 	})
 	length := stormLength(t)
-	s.strict = length >= time.Minute
+	// Shorter storms run beside other tests, on machines that are busy: they tell
+	// the time, and hold to it that such an endpoint does go.
+	s.bound = s.opts.nodeTTL + time.Second
+	if length < 10*time.Minute {
+		s.bound *= 4
+	}
 	w.up(w.web(3, webPort))
 	w.up(w.ledger(2, ledgerPort))
 	w.up(w.alone(2))
@@ -126,8 +132,8 @@ func (w *world) alone(replicas int) orchestrate.Service {
 // storm is what happens to a world, and what is known of it.
 type storm struct {
 	*world
-	random *rand.Rand // of blow
-	strict bool       // endpoints are held to their time: not in a moment beside other tests
+	random *rand.Rand    // of blow
+	bound  time.Duration // for how long an endpoint may outlive its task
 	began  time.Time
 
 	mu           sync.Mutex // guards what follows
@@ -380,7 +386,7 @@ func (s *storm) watch(ctx context.Context) {
 			s.mu.Lock()
 			s.longest = max(s.longest, now.Sub(since))
 			s.mu.Unlock()
-			if s.strict && now.Sub(since) > s.opts.nodeTTL+time.Second && !told[item.Key] {
+			if now.Sub(since) > s.bound && !told[item.Key] {
 				told[item.Key] = true
 				s.violated("the endpoint %s has been there for %v since its task was dead or cut off", item.Key, now.Sub(since))
 			}
