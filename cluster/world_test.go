@@ -481,7 +481,10 @@ func (w *world) tasks(service string) []orchestrate.Task {
 }
 
 // client has a connection of its own for each request, so that each is balanced.
-var client = &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+// A dial to a node that is cut off ends in time, too, although nobody waits for it.
+var client = &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{
+	DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: time.Second}).DialContext,
+}}
 
 // get asks a node.
 func (w *world) get(node string, port uint16, path string) (string, error) {
