@@ -300,22 +300,6 @@ func (f *Fleet) Trigger(ctx context.Context, name string) (run string, err error
 	}
 }
 
-func (r Removal) cron(ctx context.Context, f *Fleet, b *batch) error {
-	ns, name := splitName(r.Name)
-	key := record.Key(record.Crons, ns, name)
-	item, err := f.existing(ctx, KindCronJob, r.Name, key)
-	if err != nil {
-		return err
-	}
-	if b.guarded[key] {
-		return nil // named twice
-	}
-	b.guard(item, key)
-	b.Writes = append(b.Writes, store.Delete(key))
-	b.tell(ctx, record.Event{Kind: record.CronRemoved, Namespace: ns, Service: name, Reason: record.ReasonRemoved})
-	return nil
-}
-
 // controlCron is what is decided by.
 func (f *Fleet) controlCron(c *CronJob, rec *record.Cron) control.Cron {
 	cron := control.Cron{Since: rec.Since, StartDeadline: c.StartDeadline, Suspended: c.Suspend,

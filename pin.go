@@ -113,12 +113,6 @@ func (t Template) pinned(digests map[string]string) Template {
 func (f *Fleet) pin(ctx context.Context, b *batch, s *Service, last *record.Service, at int64, old *Service) (pins, error) {
 	wish := b.images[s.Namespace+"/"+s.Name]
 	p := pins{}
-	set := func(m *map[string]string, ref, value string) {
-		if *m == nil {
-			*m = map[string]string{}
-		}
-		(*m)[ref] = value
-	}
 	refs, before := references(&s.Template), references(&old.Template)
 	var ask []string
 	for ref, policy := range refs {
@@ -126,16 +120,16 @@ func (f *Fleet) pin(ctx context.Context, b *batch, s *Service, last *record.Serv
 		_, had := before[ref]
 		switch given := wish.digests[ref]; {
 		case given != "":
-			set(&p.digests, ref, given)
+			setIn(&p.digests, ref, given)
 			if wish.moved {
-				set(&p.seen, ref, given)
+				setIn(&p.seen, ref, given)
 			}
 		case wish.origin == record.OriginRollback: // it had none then
 		case (!b.resolve || wish.keep) && had, f.opts.resolver == nil, policy == runtime.PullMissing && known != "":
 			if known != "" {
-				set(&p.digests, ref, known)
+				setIn(&p.digests, ref, known)
 			} else if missing != "" {
-				set(&p.unresolved, ref, missing)
+				setIn(&p.unresolved, ref, missing)
 			}
 		case policy == runtime.PullMissing && had && missing == "":
 			// It was never pinned: applying it again must not restart what
@@ -151,7 +145,7 @@ func (f *Fleet) pin(ctx context.Context, b *batch, s *Service, last *record.Serv
 			ask = append(ask, ref)
 		}
 		if seen := cmp.Or(last.Seen[ref], known); seen != "" && p.seen[ref] == "" {
-			set(&p.seen, ref, seen)
+			setIn(&p.seen, ref, seen)
 		}
 	}
 	answers, err := b.answers.ask(ctx, f.opts.resolver, ask, refs)
@@ -161,15 +155,15 @@ func (f *Fleet) pin(ctx context.Context, b *batch, s *Service, last *record.Serv
 	for _, ref := range ask {
 		a := answers[ref]
 		if a.err == nil {
-			set(&p.digests, ref, a.digest)
-			set(&p.seen, ref, a.digest)
+			setIn(&p.digests, ref, a.digest)
+			setIn(&p.seen, ref, a.digest)
 			continue
 		}
 		f.opts.logger.Warn("cannot tell what an image's tag means", "service", s.Namespace+"/"+s.Name, "image", ref, "error", a.err)
 		if known := last.Digests[ref]; known != "" {
-			set(&p.digests, ref, known)
+			setIn(&p.digests, ref, known)
 		} else if !definite(a.err) {
-			set(&p.unresolved, ref, a.err.Error())
+			setIn(&p.unresolved, ref, a.err.Error())
 		}
 	}
 	return p, nil

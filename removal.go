@@ -101,10 +101,12 @@ func (r Removal) stage(ctx context.Context, f *Fleet, b *batch) error {
 	return nil
 }
 
-func (r Removal) job(ctx context.Context, f *Fleet, b *batch) error {
+// one removes an object that is a record of its own and no more: gone is the event
+// that tells of it.
+func (r Removal) one(ctx context.Context, f *Fleet, b *batch, kind, prefix string, gone record.EventKind) error {
 	ns, name := splitName(r.Name)
-	key := record.Key(record.Jobs, ns, name)
-	item, err := f.existing(ctx, KindJob, r.Name, key)
+	key := record.Key(prefix, ns, name)
+	item, err := f.existing(ctx, kind, r.Name, key)
 	if err != nil {
 		return err
 	}
@@ -113,8 +115,16 @@ func (r Removal) job(ctx context.Context, f *Fleet, b *batch) error {
 	}
 	b.guard(item, key)
 	b.Writes = append(b.Writes, store.Delete(key))
-	b.tell(ctx, record.Event{Kind: record.JobGone, Namespace: ns, Service: name, Reason: record.ReasonRemoved})
+	b.tell(ctx, record.Event{Kind: gone, Namespace: ns, Service: name, Reason: record.ReasonRemoved})
 	return nil
+}
+
+func (r Removal) job(ctx context.Context, f *Fleet, b *batch) error {
+	return r.one(ctx, f, b, KindJob, record.Jobs, record.JobGone)
+}
+
+func (r Removal) cron(ctx context.Context, f *Fleet, b *batch) error {
+	return r.one(ctx, f, b, KindCronJob, record.Crons, record.CronRemoved)
 }
 
 func (r Removal) network(ctx context.Context, f *Fleet, b *batch) error {

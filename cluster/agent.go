@@ -33,7 +33,6 @@ import (
 	"github.com/orchestrate-go/orchestrate/runtime/image"
 	"github.com/orchestrate-go/orchestrate/scheduler"
 	"github.com/orchestrate-go/orchestrate/store/etcd"
-	"github.com/orchestrate-go/orchestrate/volume"
 	"github.com/orchestrate-go/orchestrate/volume/local"
 )
 
@@ -265,28 +264,12 @@ func (a *Agent) Destroy(ctx context.Context) error {
 
 // clear removes what is in the kernel and all volumes.
 func (a *Agent) clear(ctx context.Context) error {
-	containers, err := a.runtime.List(ctx, nil)
-	errs := []error{err}
-	for _, c := range containers {
-		errs = append(errs, a.runtime.Remove(ctx, c.ID))
+	containers := machine.RemoveContainers(ctx, a.runtime)
+	network := a.network.Purge(ctx)
+	if errors.Is(network, etcd.ErrDenied) || errors.Is(network, etcd.ErrUnauthenticated) {
+		network = nil // of a node that was expelled, Expel forgets the rest
 	}
-	if err := a.network.Purge(ctx); !errors.Is(err, etcd.ErrDenied) && !errors.Is(err, etcd.ErrUnauthenticated) {
-		errs = append(errs, err) // of a node that was expelled, Expel forgets the rest
-	}
-	binds, err := a.volumes.Binds(ctx)
-	errs = append(errs, err)
-	for _, b := range binds {
-		errs = append(errs, a.volumes.Unbind(ctx, b))
-	}
-	volumes, err := a.volumes.List(ctx)
-	errs = append(errs, err)
-	for _, v := range volumes {
-		for _, task := range v.Tasks {
-			errs = append(errs, a.volumes.Unmount(ctx, volume.Mount{Volume: v.Name, Task: task}))
-		}
-		errs = append(errs, a.volumes.Remove(ctx, v.Name))
-	}
-	return errors.Join(errs...)
+	return errors.Join(containers, network, machine.RemoveVolumes(ctx, a.volumes))
 }
 
 // release ends the loops and closes what open opened.

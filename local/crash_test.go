@@ -38,18 +38,10 @@ func TestCrash(t *testing.T) {
 		rounds = 50
 	}
 	seed := uint64(time.Now().UnixNano())
-	for name, set := range map[string]func(uint64){
+	numbers(t, map[string]func(uint64){
 		"CRASH_ROUNDS": func(n uint64) { rounds = int(n) },
 		"CRASH_SEED":   func(n uint64) { seed = n },
-	} {
-		if text := os.Getenv(name); text != "" {
-			n, err := strconv.ParseUint(text, 10, 64)
-			if err != nil {
-				t.Fatalf("%s: %v", name, err)
-			}
-			set(n)
-		}
-	}
+	})
 	t.Logf("%d rounds of each operation, seed %d", rounds, seed)
 	c := &crash{
 		t: t, dir: newFolder(t), binary: "/proc/self/exe", random: rand.New(rand.NewPCG(seed, 0)),
@@ -82,6 +74,20 @@ func TestCrash(t *testing.T) {
 	}
 	t.Logf("crashes: programs killed in the middle of each operation: %v, while they recovered: %d; had ended before: %d; requests while the program was killed and away: %d, lines acknowledged: %d",
 		c.killed, c.killedAgain, c.late, c.requests, len(c.acked))
+}
+
+// numbers sets what the environment has numbers for, by name.
+func numbers(t *testing.T, set map[string]func(uint64)) {
+	t.Helper()
+	for name, set := range set {
+		if text := os.Getenv(name); text != "" {
+			n, err := strconv.ParseUint(text, 10, 64)
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			set(n)
+		}
+	}
 }
 
 // The operations that programs are killed in, in the order that makes each

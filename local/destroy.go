@@ -9,7 +9,6 @@ import (
 
 	"github.com/orchestrate-go/orchestrate"
 	"github.com/orchestrate-go/orchestrate/internal/machine"
-	"github.com/orchestrate-go/orchestrate/volume"
 )
 
 // Destroy removes every service and network, waits until nothing of them is
@@ -94,27 +93,7 @@ func (f *Fleet) removeServices(ctx context.Context) error {
 	return nil
 }
 
-// clear removes what is in the kernel and all volumes: also what belongs to a
-// task that nobody knows any more, and that the agent had no time to release.
+// clear removes what is in the kernel and all volumes.
 func (f *Fleet) clear(ctx context.Context) error {
-	containers, err := f.runtime.List(ctx, nil)
-	errs := []error{err}
-	for _, c := range containers {
-		errs = append(errs, f.runtime.Remove(ctx, c.ID))
-	}
-	errs = append(errs, f.network.Purge(ctx))
-	binds, err := f.volumes.Binds(ctx)
-	errs = append(errs, err)
-	for _, b := range binds {
-		errs = append(errs, f.volumes.Unbind(ctx, b))
-	}
-	volumes, err := f.volumes.List(ctx)
-	errs = append(errs, err)
-	for _, v := range volumes {
-		for _, task := range v.Tasks {
-			errs = append(errs, f.volumes.Unmount(ctx, volume.Mount{Volume: v.Name, Task: task}))
-		}
-		errs = append(errs, f.volumes.Remove(ctx, v.Name))
-	}
-	return errors.Join(errs...)
+	return errors.Join(machine.RemoveContainers(ctx, f.runtime), f.network.Purge(ctx), machine.RemoveVolumes(ctx, f.volumes))
 }

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -43,18 +42,10 @@ func TestFailpoints(t *testing.T) {
 	if os.Getenv("ORCHESTRATE_LONG") != "" {
 		rounds, wanted = 20, ""
 	}
-	for name, set := range map[string]func(uint64){
+	numbers(t, map[string]func(uint64){
 		"FAILPOINT_ROUNDS": func(n uint64) { rounds = int(n) },
 		"CRASH_SEED":       func(n uint64) { seed = n },
-	} {
-		if text := os.Getenv(name); text != "" {
-			n, err := strconv.ParseUint(text, 10, 64)
-			if err != nil {
-				t.Fatalf("%s: %v", name, err)
-			}
-			set(n)
-		}
-	}
+	})
 	t.Logf("%d crashes at each failpoint, seed %d", rounds, seed)
 	if text := os.Getenv("FAILPOINTS"); text != "" {
 		wanted = text

@@ -1,8 +1,8 @@
 //go:build linux
 
 // Package machine is what an agent needs to know and have of the machine that it
-// runs on, whatever fleet it is of: how large that is, who answers names there,
-// and the health checkers that a program has.
+// runs on, whatever fleet it is of: how large that is, who answers names there, how
+// all that it made goes again, and the health checkers that a program has.
 package machine
 
 import (
