@@ -64,10 +64,18 @@ func testMain(m *testing.M) int {
 	if os.Geteuid() != 0 {
 		return fail(errors.New("its tests need root"))
 	}
-	if _, err := clustertest.Clean(); err != nil {
+	// Clusters that other packages test with are not there meanwhile.
+	turn, err := os.Open("clustertest")
+	if err == nil {
+		defer turn.Close()
+		err = syscall.Flock(int(turn.Fd()), syscall.LOCK_EX)
+	}
+	if err == nil {
+		_, err = clustertest.Clean()
+	}
+	if err != nil {
 		return fail(err)
 	}
-	var err error
 	if folders, err = os.MkdirTemp("", "orchestrate-cluster-"); err != nil {
 		return fail(err)
 	}

@@ -48,9 +48,6 @@ func (c *Cluster) makeHost(i int, name string) (*Host, error) {
 	if err := os.MkdirAll(h.Dir, 0o700); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(runDir, 0o711); err != nil {
-		return nil, err
-	}
 	var err error
 	h.net, err = c.record.namespaces(name, unix.CLONE_NEWNET|unix.CLONE_NEWNS|unix.CLONE_NEWUTS, func() error {
 		if err := unix.Sethostname([]byte(name)); err != nil {

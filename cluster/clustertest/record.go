@@ -40,10 +40,7 @@ func newRecord(id, parent string) (*record, error) {
 		return nil, err
 	}
 	r := &record{ID: id, dir: filepath.Join(recordsDir, id), Data: filepath.Join(parent, "orchestrate-clustertest-"+id)}
-	if err := os.MkdirAll(recordsDir, 0o700); err != nil {
-		return nil, err
-	}
-	if err := os.Mkdir(r.dir, 0o700); err != nil {
+	if err := makeIn(recordsDir, 0o700, r.dir); err != nil {
 		return nil, err
 	}
 	if r.lock, err = takeLock(r.dir); err != nil {
@@ -63,7 +60,23 @@ func newRecord(id, parent string) (*record, error) {
 	if err := unix.Mount("", r.dir, "", unix.MS_PRIVATE, ""); err != nil {
 		return nil, fmt.Errorf("make %s private: %w", r.dir, err)
 	}
+	if err := makeIn(runDir, 0o711, r.stay()); err != nil {
+		return nil, err
+	}
 	return r, os.Mkdir(r.Data, 0o700)
+}
+
+// makeIn makes a folder in one that all share, which others remove at any moment
+// when they find it empty.
+func makeIn(shared string, mode fs.FileMode, dir string) error {
+	for {
+		if err := os.MkdirAll(shared, mode); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := os.Mkdir(dir, 0o700); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
 }
 
 // errInUse is a cluster whose program lives.
@@ -147,6 +160,11 @@ func (r *record) pins(kind string) []string {
 	return all
 }
 
+// stay is a folder that keeps this machine's runDir from being removed: hosts have
+// mounts on it, and who removes a folder takes the mounts on it away from all
+// namespaces but its own.
+func (r *record) stay() string { return filepath.Join(runDir, "clustertest-"+r.ID) }
+
 // kill ends every process of the hosts, and all that descended from them: shims,
 // and the containers below. New ones may come while it looks, so it looks until
 // there are none.
@@ -217,6 +235,7 @@ func (r *record) remove() error {
 	}
 	err := errors.Join(os.RemoveAll(r.dir), r.lock.Close())
 	_ = os.Remove(recordsDir) // when it was the last
+	_ = os.Remove(r.stay())
 	_ = os.Remove(runDir)
 	return err
 }

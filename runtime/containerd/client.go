@@ -9,7 +9,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -128,10 +127,8 @@ func (cl *Client) connect() (err error) {
 	if err := cl.chooseRuntime(); err != nil {
 		return err
 	}
-	for _, dir := range []string{r.root, r.state, r.bundles()} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
-			return err
-		}
+	if err := makeFolders(r.root, r.state, r.bundles()); err != nil {
+		return err
 	}
 	if r.lock, err = lockRoot(filepath.Join(r.root, "lock")); err != nil {
 		return err

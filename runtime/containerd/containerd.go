@@ -144,10 +144,8 @@ func (r *Runtime) open() (err error) {
 	if n := len(r.state); n > maxStateLen {
 		return fmt.Errorf("the path of the state folder %s has %d characters: want at most %d, for sockets lie in it", r.state, n, maxStateLen)
 	}
-	for _, dir := range []string{r.root, filepath.Join(r.root, "containers"), r.state, r.bundles()} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
-			return err
-		}
+	if err := makeFolders(r.root, filepath.Join(r.root, "containers"), r.state, r.bundles()); err != nil {
+		return err
 	}
 	if r.lock, err = lockRoot(filepath.Join(r.root, "lock")); err != nil {
 		return err
@@ -192,6 +190,21 @@ func (r *Runtime) bundles() string         { return filepath.Join(r.state, "c") 
 func (r *Runtime) bundle(id string) string { return filepath.Join(r.state, "c", id) }
 func (r *Runtime) layer(id string) string  { return filepath.Join(r.root, "containers", id) }
 func (r *Runtime) runcRoot() string        { return filepath.Join(r.state, "runc") }
+
+// makeFolders makes folders and those that they are in. One that is empty may be
+// removed by the runtime of another root as it closes, before there is ours in it.
+func makeFolders(dirs ...string) error {
+	for _, dir := range dirs {
+		err := os.MkdirAll(dir, 0o711)
+		for try := 0; errors.Is(err, os.ErrNotExist) && try < 100; try++ {
+			err = os.MkdirAll(dir, 0o711)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // Close lets go of the containers, which run on, and of the root: a later
 // Open adopts them. It is idempotent.

@@ -3,7 +3,11 @@
 package containerd_test
 
 import (
+	"context"
 	"errors"
+	"os"
+	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/orchestrate-go/orchestrate/runtime"
@@ -79,6 +83,32 @@ func TestCloseAndAdopt(t *testing.T) {
 	for _, id := range []string{"runs", "ends"} {
 		if err := rt.Remove(t.Context(), id); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// Runtimes of other roots remove the folder that all have theirs in whenever they
+// find it empty.
+func TestSharedFolderComesAndGoes(t *testing.T) {
+	shared := filepath.Join(t.TempDir(), "run")
+	ctx, cancel := context.WithCancel(t.Context())
+	var others sync.WaitGroup
+	defer others.Wait()
+	defer cancel()
+	for range 2 {
+		others.Go(func() {
+			for ctx.Err() == nil {
+				os.Remove(shared)
+			}
+		})
+	}
+	for i := range 300 {
+		dir := filepath.Join(shared, "ours")
+		if err := containerd.MakeFolders(dir); err != nil {
+			t.Fatalf("round %d: %v", i, err)
+		}
+		if err := os.Remove(dir); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

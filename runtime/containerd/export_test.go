@@ -11,6 +11,9 @@ import (
 // StateDir is the state folder that a root has by default.
 func StateDir(root string) string { return filepath.Join("/run/orchestrate", shortHash(root)) }
 
+// MakeFolders is makeFolders.
+var MakeFolders = makeFolders
+
 // ViaDaemon makes a Client never speak to a shim.
 func ViaDaemon(opts ConnectOptions) ConnectOptions {
 	opts.viaDaemon = true
