@@ -287,6 +287,33 @@ func TestJoinAgain(t *testing.T) {
 	}
 }
 
+// Whoever joined with a token, and was revoked and forgotten since, does not come
+// back with it, not even with the key that it joined with.
+func TestUsedTokenOutlivesItsMember(t *testing.T) {
+	s := newSite(t)
+	token, dir := s.token(TokenOptions{}), t.TempDir()
+	s.grants.err = errors.New("not now") // so that the key to join with is kept
+	if _, err := s.try(token, node("n"), dir); err == nil {
+		t.Fatal("join without access: got nil, want an error")
+	}
+	s.grants.err = nil
+	if err := s.registrar.Revoke(t.Context(), node("n")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.registrar.Forget(t.Context(), node("n")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.try(token, node("n"), dir); !errors.Is(err, ErrTokenUsed) {
+		t.Errorf("join with the token and the key of a member that was forgotten: got %v, want ErrTokenUsed", err)
+	}
+	if s.grants.has[node("n")] {
+		t.Error("it has its access again")
+	}
+	if _, err := s.try(s.token(TokenOptions{}), node("n"), dir); err != nil {
+		t.Errorf("join with a fresh token: %v", err)
+	}
+}
+
 func TestRenew(t *testing.T) {
 	s := newSite(t)
 	m := s.join("n")

@@ -223,6 +223,8 @@ func (r *Registrar) join(ctx context.Context, id ID, tokenID, secret string, csr
 			return grant{}, fmt.Errorf("%v: %w; Forget it, and it can join anew", id, ErrRevoked)
 		case known && !again:
 			return grant{}, fmt.Errorf("%v: %w", id, ErrNameInUse)
+		case again && !known:
+			return grant{}, ErrTokenUsed // token and member are of one commit: it was forgotten since
 		case known && member.Key != key:
 			return grant{}, ErrTokenUsed // it has renewed since: whoever asks has seen an old join
 		}
