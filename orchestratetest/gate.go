@@ -64,6 +64,7 @@ type actor struct {
 	dead   bool
 	cut    bool // from the store
 	hung   bool
+	closed bool          // it has closed its store
 	lag    time.Duration // how much longer everything takes
 	skew   time.Duration // of its clock
 	queues [classes][]*op

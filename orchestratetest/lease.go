@@ -16,6 +16,7 @@ import (
 // after the one before.
 type lease struct {
 	client client
+	kept   store.Lease // of the store that keeps the items, where it ends only by end
 	id     store.LeaseID
 	ttl    time.Duration
 
@@ -36,14 +37,16 @@ var (
 // always is a renewal that lasts until another is told.
 const always = 100 * 365 * 24 * time.Hour
 
-func (s *shared) grant(c client, ttl time.Duration) *lease {
-	s.world.granted++
-	l := &lease{client: c, id: store.LeaseID(fmt.Sprintf("%s.%d", c.actor.id, s.world.granted)), ttl: ttl,
-		keys: map[string]struct{}{}, renewed: time.Now()}
+func (s *shared) grant(c client, ttl time.Duration) (*lease, error) {
+	kept, err := s.store.Lease(context.Background(), always)
+	if err != nil {
+		return nil, err
+	}
+	l := &lease{client: c, kept: kept, id: kept.ID(), ttl: ttl, keys: map[string]struct{}{}, renewed: time.Now()}
 	s.leases[l.id] = l
 	c.actor.leases = append(slices.DeleteFunc(c.actor.leases, func(l *lease) bool { return l.over }), l)
 	l.countdown()
-	return l
+	return l, nil
 }
 
 // countdown has the lease expire its TTL after the last renewal. mu is held.
@@ -62,16 +65,17 @@ func (l *lease) end() {
 	l.over = true
 	s.world.cancel(l.expiry)
 	delete(s.leases, l.id)
-	var txn store.Txn
+	if err := l.kept.Revoke(context.Background()); err != nil {
+		panic("orchestratetest: expiry of a lease: " + err.Error()) // the world's store is open
+	}
+	batch := store.Batch{Revision: s.revision + 1} // as it is to be, one for all
 	for _, key := range slices.Sorted(maps.Keys(l.keys)) {
-		txn.Writes = append(txn.Writes, store.Delete(key))
+		batch.Changes = append(batch.Changes, store.Change{Item: store.Item{Key: key, Revision: batch.Revision}, Deleted: true})
 		delete(s.leased, key)
 	}
 	l.keys = map[string]struct{}{}
-	for chunk := range slices.Chunk(txn.Writes, store.MaxTxnOps) {
-		if _, err := s.commit(s.world.self, store.Txn{Writes: chunk}); err != nil {
-			panic("orchestratetest: expiry of a lease: " + err.Error()) // deletions without conditions
-		}
+	if len(batch.Changes) > 0 {
+		s.publish(s.world.self, batch)
 	}
 	l.tell(time.Time{})
 }
@@ -142,7 +146,7 @@ func (l *lease) Keep(ctx context.Context, patience time.Duration, renewed func(t
 			return fmt.Errorf("%w: no renewal for %v: %w", store.ErrLeaseExpired, patience, errLost)
 		case sent := <-news:
 			if sent.IsZero() {
-				return store.ErrLeaseExpired
+				return l.lost()
 			}
 			renewed(sent)
 			lost = nil
@@ -153,12 +157,26 @@ func (l *lease) Keep(ctx context.Context, patience time.Duration, renewed func(t
 	}
 }
 
+// lost says why nobody keeps the lease any more.
+func (l *lease) lost() error {
+	w := l.client.world
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if l.client.actor.closed {
+		return store.ErrClosed
+	}
+	return store.ErrLeaseExpired
+}
+
 // follow has the lease go by whether its holder reaches the store. mu is held.
 func (l *lease) follow() {
 	switch a := l.client.actor; {
 	case l.over:
 		l.tell(time.Time{})
 	case len(l.keepers) == 0:
+	case a.closed:
+		l.lose()
+		l.tell(time.Time{})
 	case a.dead || a.cut || a.hung:
 		l.lose()
 		l.tell(l.renewed)

@@ -29,7 +29,7 @@ type process struct {
 func (p *process) start(run func(ctx context.Context) error) {
 	ctx, cancel := context.WithCancel(moment.In(context.Background(), p.actor))
 	done := make(chan struct{})
-	p.dead, p.cancel, p.done = false, cancel, done
+	p.dead, p.closed, p.cancel, p.done = false, false, cancel, done
 	w := p.world
 	w.running.Go(func() {
 		defer close(done)

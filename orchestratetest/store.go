@@ -1,6 +1,7 @@
 package orchestratetest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +31,7 @@ type shared struct {
 type watch struct {
 	actor   *actor
 	prefix  string
+	after   int64
 	order   int
 	out     chan store.Batch // has room for one
 	pending []store.Batch
@@ -58,8 +60,15 @@ var (
 // call makes one call into the store.
 func (c client) call(ctx context.Context, class class, key string, do func() error) error {
 	for {
-		err := c.actor.enter(ctx, class, key, c.world.latency(c.actor, class), func() error {
-			if c.actor.cut {
+		takes, closed := c.world.latency(c.actor, class)
+		if closed {
+			return cmp.Or(ctx.Err(), store.ErrClosed)
+		}
+		err := c.actor.enter(ctx, class, key, takes, func() error {
+			switch {
+			case c.actor.closed:
+				return store.ErrClosed
+			case c.actor.cut:
 				return ErrUnreachable
 			}
 			return do()
@@ -112,7 +121,10 @@ func (c client) Get(ctx context.Context, key string) (item store.Item, found boo
 
 // Watch is store.Store's.
 func (c client) Watch(ctx context.Context, prefix string, after int64) (<-chan store.Batch, error) {
-	w := &watch{actor: c.actor, prefix: prefix, out: make(chan store.Batch, 1)}
+	if err := store.ValidatePrefix(prefix); err != nil {
+		return nil, err
+	}
+	w := &watch{actor: c.actor, prefix: prefix, after: after, out: make(chan store.Batch, 1)}
 	err := c.call(ctx, doing, "watch "+prefix, func() error {
 		if after < c.revision {
 			// What came between the list and this is in the memory's history.
@@ -303,55 +315,49 @@ func about(txn store.Txn) string {
 
 // commit applies txn and tells the watches.
 func (s *shared) commit(a *actor, txn store.Txn) (int64, error) {
-	for i := range txn.Writes {
-		if id := txn.Writes[i].Lease; id != "" && s.leases[id] == nil {
-			return 0, store.ErrLeaseExpired
+	gone := map[string]bool{} // that are deleted, and are there
+	for _, w := range txn.Writes {
+		if w.Delete {
+			_, gone[w.Key], _ = store.Get(context.Background(), s.store, w.Key)
 		}
 	}
-	plain := store.Txn{If: txn.If, Writes: make([]store.Write, len(txn.Writes))}
-	var changes []store.Change
-	for i, w := range txn.Writes {
-		plain.Writes[i] = store.Write{Key: w.Key, Value: w.Value, Delete: w.Delete}
-		item := store.Item{Key: w.Key, Value: w.Value, Lease: w.Lease}
-		if old, found, _ := store.Get(context.Background(), s.store, w.Key); found {
-			item.Created = old.Created
-		} else if w.Delete {
-			continue
-		}
-		changes = append(changes, store.Change{Item: item, Deleted: w.Delete})
-	}
-	revision, err := s.store.Commit(context.Background(), plain)
+	revision, err := s.store.Commit(context.Background(), txn)
 	if err != nil {
 		return 0, err
 	}
-	if len(changes) == 0 {
-		return revision, nil
-	}
-	for i := range changes {
-		item := &changes[i].Item
-		item.Revision = revision
-		if old := s.leased[item.Key]; old != nil {
-			delete(old.keys, item.Key)
-			delete(s.leased, item.Key)
-		}
-		if changes[i].Deleted {
-			item.Created, item.Lease = 0, ""
+	changes := make([]store.Change, 0, len(txn.Writes))
+	for _, w := range txn.Writes {
+		if w.Delete && !gone[w.Key] {
 			continue
 		}
-		if item.Created == 0 {
-			item.Created = revision
+		if old := s.leased[w.Key]; old != nil {
+			delete(old.keys, w.Key)
+			delete(s.leased, w.Key)
 		}
+		if w.Delete {
+			changes = append(changes, store.Change{Item: store.Item{Key: w.Key, Revision: revision}, Deleted: true})
+			continue
+		}
+		// Not as the caller has it, who may go on to change the value.
+		item, _, _ := store.Get(context.Background(), s.store, w.Key)
 		if l := s.leases[item.Lease]; l != nil {
 			l.keys[item.Key] = struct{}{}
 			s.leased[item.Key] = l
 		}
+		changes = append(changes, store.Change{Item: item})
 	}
-	s.revision = revision
+	if len(changes) > 0 {
+		s.publish(a, store.Batch{Revision: revision, Changes: changes})
+	}
+	return revision, nil
+}
+
+// publish tells all of a commit.
+func (s *shared) publish(a *actor, batch store.Batch) {
+	s.revision = batch.Revision
 	s.commits++
-	batch := store.Batch{Revision: revision, Changes: changes}
 	s.world.committed(a, batch)
 	s.tell(batch)
-	return revision, nil
 }
 
 // tell hands a batch to the watches that it concerns.
@@ -367,8 +373,7 @@ func (s *shared) tell(batch store.Batch) {
 				break
 			}
 			for _, w := range s.watches[key[:n]] {
-				w.pending = append(w.pending, batch)
-				s.notify(w)
+				s.give(w, batch)
 			}
 		}
 		return
@@ -397,9 +402,16 @@ func (s *shared) tell(batch store.Batch) {
 	for _, prefix := range order {
 		p := parts[prefix]
 		for _, w := range p.watches {
-			w.pending = append(w.pending, store.Batch{Revision: batch.Revision, Changes: p.changes})
-			s.notify(w)
+			s.give(w, store.Batch{Revision: batch.Revision, Changes: p.changes})
 		}
+	}
+}
+
+// give hands a batch to a watch, unless that is to begin later.
+func (s *shared) give(w *watch, b store.Batch) {
+	if b.Revision > w.after {
+		w.pending = append(w.pending, b)
+		s.notify(w)
 	}
 }
 
@@ -409,9 +421,9 @@ func (c client) Lease(ctx context.Context, ttl time.Duration) (store.Lease, erro
 		return nil, &store.TTLError{TTL: ttl}
 	}
 	var l *lease
-	err := c.call(ctx, doing, "lease", func() error {
-		l = c.grant(c, ttl)
-		return nil
+	err := c.call(ctx, doing, "lease", func() (err error) {
+		l, err = c.grant(c, ttl)
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -419,7 +431,24 @@ func (c client) Lease(ctx context.Context, ttl time.Duration) (store.Lease, erro
 	return l, nil
 }
 
-// Close does nothing: the store is the world's.
-func (c client) Close() error { return nil }
+// Close ends all that this actor has to do with the store, which is the world's.
+func (c client) Close() error {
+	c.world.mu.Lock()
+	defer c.world.mu.Unlock()
+	if c.actor.closed {
+		return nil
+	}
+	c.actor.closed = true
+	for _, prefix := range sortedKeys(c.watches) {
+		for _, w := range slices.Clone(c.watches[prefix]) {
+			if w.actor == c.actor {
+				c.endWatch(w)
+			}
+		}
+	}
+	c.world.connect(c.actor)
+	c.world.ring()
+	return nil
+}
 
 var errLost = errors.New("orchestratetest: renewals get lost")

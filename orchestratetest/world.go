@@ -38,7 +38,6 @@ type world struct {
 	agenda   agenda
 	dues     int // made so far
 	admitted int
-	granted  int
 	broken   []error // why processes ended by themselves
 
 	store    store.Store
@@ -287,15 +286,15 @@ func (w *world) committed(a *actor, b store.Batch) {
 	w.view.apply(b)
 }
 
-// latency is how long a call into the store takes.
-func (w *world) latency(a *actor, c class) time.Duration {
+// latency is how long a call into the store takes, and whether that is closed.
+func (w *world) latency(a *actor, c class) (d time.Duration, closed bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	d := w.weather.storeSlow
+	d = w.weather.storeSlow
 	if c == committing {
 		d += w.scenario.Delays.Store
 	}
-	return d
+	return d, a.closed
 }
 
 func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }

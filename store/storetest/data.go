@@ -83,10 +83,16 @@ func testRevisions(t testing.TB, h Harness) {
 
 func testValues(t testing.TB, h Harness) {
 	ctx, s := h.open(t)
+	batches := watch(ctx, t, s, "/binary", list(ctx, t, s, "/").Revision)
 	binary := string([]byte{0, 1, 255, 254, '\n', 0})
 	value := []byte(binary)
 	commit(ctx, t, s, store.Put("/binary", value), store.Put("/empty", nil), store.Put("/empty2", []byte{}))
 	copy(value, "changed")
+	for _, c := range receive(t, batches).Changes {
+		if string(c.Item.Value) != binary {
+			t.Errorf("watch says that %s is %q, want %q: what it was when Commit was called", c.Item.Key, c.Item.Value, binary)
+		}
+	}
 	for _, item := range list(ctx, t, s, "/").Items {
 		want := ""
 		if item.Key == "/binary" {

@@ -3,6 +3,8 @@ package storetest
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -126,6 +128,29 @@ func testLeaseRevocation(t testing.TB, h Harness) {
 	}
 	if after := list(ctx, t, s, "").Revision; after != before {
 		t.Errorf("revoking a lease without items took revision %d, want %d still", after, before)
+	}
+}
+
+// testLeaseMany ends a lease that has more items than one transaction writes.
+func testLeaseMany(t testing.TB, h Harness) {
+	ctx, s := h.open(t)
+	l := lease(ctx, t, s, 100*h.TTL)
+	var revision int64
+	var want []string
+	for part := range 3 {
+		var writes []store.Write
+		for i := range store.MaxTxnOps {
+			key := fmt.Sprintf("/l/%d%03d", part, i)
+			writes, want = append(writes, leased(key, l)), append(want, "-"+key)
+		}
+		revision = commit(ctx, t, s, writes...)
+	}
+	batches := watch(ctx, t, s, "/l/", revision)
+	if err := l.Revoke(ctx); err != nil {
+		t.Fatalf("Revoke: %v", err)
+	}
+	if batch := receive(t, batches); changesSorted(batch) != strings.Join(want, " ") {
+		t.Errorf("watch got a batch of %d changes, want the %d items of the lease in one commit", len(batch.Changes), len(want))
 	}
 }
 

@@ -105,6 +105,7 @@ var checks = []check{
 	{name: "lease expiry", run: testLeaseExpiry},
 	{name: "lease renewal", run: testLeaseRenewal},
 	{name: "lease revocation", run: testLeaseRevocation},
+	{name: "lease of many", run: testLeaseMany},
 	{name: "lease detached", run: testLeaseDetached},
 	{name: "lease invalid", run: testLeaseInvalid},
 	{name: "keep", run: testKeep},

@@ -319,6 +319,32 @@ var wrongStores = []struct {
 		return s
 	})},
 	{"items do not vanish with their lease", "lease expiry", commits(eachWrite(func(w *store.Write) { w.Lease = "" }))},
+	{"a lease with many items ends in several commits", "lease of many", batches(func() func(store.Batch) []store.Batch {
+		return func(b store.Batch) (parts []store.Batch) {
+			for changes := range slices.Chunk(b.Changes, store.MaxTxnOps) {
+				parts = append(parts, store.Batch{Revision: b.Revision, Changes: changes})
+			}
+			return parts
+		}
+	})},
+	{"a watch shows what became of the writer's value", "values", func(w *wrong) {
+		values := map[string][]byte{}
+		commits(func(txn store.Txn) store.Txn {
+			for _, put := range txn.Writes {
+				values[put.Key] = put.Value
+			}
+			return txn
+		})(w)
+		batches(func() func(store.Batch) []store.Batch {
+			return func(b store.Batch) []store.Batch {
+				b.Changes = slices.Clone(b.Changes)
+				for i := range b.Changes {
+					b.Changes[i].Item.Value = values[b.Changes[i].Item.Key]
+				}
+				return []store.Batch{b}
+			}
+		})(w)
+	}},
 	{"an item keeps its lease when it is written without", "lease detached", func(w *wrong) {
 		w.commit = func(ctx context.Context, txn store.Txn) (int64, error) {
 			return w.Store.Commit(ctx, eachWrite(func(write *store.Write) {
