@@ -1,7 +1,12 @@
 package orchestratetest_test
 
 import (
+	"maps"
+	"os"
+	"os/exec"
 	"runtime"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -87,16 +92,49 @@ func TestNodeDies(t *testing.T) {
 // TestChaosIsTheSame runs seeds again with other numbers of processors, on which
 // goroutines meet in other orders. Under the race detector they do so each time.
 func TestChaosIsTheSame(t *testing.T) {
+	runs := map[uint64]int{0: 10, 1: 3}
+	if os.Getenv("ORCHESTRATE_LONG") != "" {
+		for seed := range uint64(20) {
+			runs[seed] = 10
+		}
+	}
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
-	for seed := range uint64(2) {
+	for _, seed := range slices.Sorted(maps.Keys(runs)) {
 		var calls []string
-		for _, procs := range []int{2, 1, 4} {
-			runtime.GOMAXPROCS(procs)
+		for run := range runs[seed] {
+			runtime.GOMAXPROCS([]int{2, 1, 4}[run%3])
 			calls = same(t, chaos(seed), calls)
 		}
-		t.Logf("seed %d: %d calls, hash %s", seed, len(calls)-1, calls[len(calls)-1])
+		t.Logf("seed %d, %d runs: %d calls, hash %s", seed, runs[seed], len(calls)-1, calls[len(calls)-1])
 	}
 }
+
+// TestBuildsAreTheSame has programs that were built in another way, with the race
+// detector and without optimisations, come to the same history as this one. It
+// takes as long as to build them, so it belongs to the long mode.
+func TestBuildsAreTheSame(t *testing.T) {
+	builds := [][]string{{"-race"}, {"-gcflags=-N -l"}, {}}
+	if os.Getenv("ORCHESTRATE_LONG") == "" {
+		builds = nil
+	}
+	const says = "the hash is "
+	hash := orchestratetest.Run(t, chaos(2)).Hash
+	t.Log(says + hash)
+	if os.Getenv(inner) != "" {
+		return
+	}
+	for _, flags := range builds {
+		cmd := exec.Command("go", slices.Concat([]string{"test", "-count=1", "-v", "-run", "^TestBuildsAreTheSame$"}, flags, []string{"."})...)
+		cmd.Env = append(os.Environ(), inner+"=yes")
+		out, err := cmd.CombinedOutput()
+		if err != nil || !strings.Contains(string(out), says+hash) {
+			t.Errorf("built with %q: %v\n%s\nwant the hash %s", flags, err, out, hash)
+		}
+	}
+}
+
+// inner is set in programs that TestBuildsAreTheSame runs.
+const inner = "ORCHESTRATE_ANOTHER_BUILD"
 
 // TestSeedsDiffer makes sure that a hash says something.
 func TestSeedsDiffer(t *testing.T) {
