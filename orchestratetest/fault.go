@@ -60,8 +60,12 @@ type ClockSkew struct {
 // StoreSlow has each call into the store take longer, by By.
 type StoreSlow struct{ By, For time.Duration }
 
-// StoreConflicts has a share of the commits that have conditions, from 0 to 1,
-// fail as if someone else had been faster.
+// StoreConflicts has someone else be faster than a share, from 0 to 1, of the
+// commits that have conditions. A moment before, the first key that such a commit
+// wants unchanged is written again as it is, or, where that is the leader's, deleted:
+// so the leader is deposed. The commit conflicts because of that, and not without a
+// reason, as no store does. One that wants keys absent, or what its node alone
+// writes unchanged, goes through.
 type StoreConflicts struct {
 	Share float64
 	For   time.Duration

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/orchestrate-go/orchestrate/internal/record"
 	"github.com/orchestrate-go/orchestrate/store"
 )
 
@@ -294,7 +295,7 @@ func (c client) Commit(ctx context.Context, txn store.Txn) (revision int64, err 
 	}
 	err = c.call(ctx, committing, about(txn), func() (err error) {
 		if len(txn.If) > 0 && c.world.conflicts(c.actor) {
-			return &store.ConflictError{Key: txn.If[0].Key, Want: txn.If[0].Revision, Got: c.revision}
+			c.outrun(txn.If)
 		}
 		revision, err = c.commit(c.actor, txn)
 		if err == nil && c.world.unsure(c.actor) {
@@ -303,6 +304,26 @@ func (c client) Commit(ctx context.Context, txn store.Txn) (revision int64, err 
 		return err
 	})
 	return revision, err
+}
+
+// outrun has someone else be faster than a commit with these conditions, so that
+// it conflicts as it must. What nobody else may write is left alone: of leased keys
+// all but the leader's, which anyone may delete who deposes it.
+func (s *shared) outrun(conditions []store.Condition) {
+	for _, c := range conditions {
+		item, found, _ := store.Get(context.Background(), s.store, c.Key)
+		if !found || item.Revision != c.Revision || item.Lease != "" && c.Key != record.Leader {
+			continue
+		}
+		w := store.Put(item.Key, item.Value)
+		if c.Key == record.Leader {
+			w = store.Delete(item.Key)
+		}
+		if _, err := s.commit(s.world.self, store.Txn{Writes: []store.Write{w}}); err != nil {
+			panic("orchestratetest: whoever is faster: " + err.Error()) // it writes again what is there
+		}
+		return
+	}
 }
 
 // about is what tells a transaction from others of the same actor.
