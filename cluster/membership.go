@@ -80,7 +80,8 @@ func (c *Control) Expel(ctx context.Context, node string) error {
 
 // Invite takes a further control plane in, which OpenControl then makes with the
 // invitation, this fleet's Authority, and Members that have it too. It has no
-// vote before it has caught up.
+// vote before it has caught up. A name or an address that another one has is
+// [embed.ErrInUse].
 func (c *Control) Invite(ctx context.Context, name string, address netip.Addr) (*embed.Invitation, error) {
 	return c.Replace(ctx, "", name, address)
 }
@@ -106,10 +107,9 @@ func (c *Control) replace(ctx context.Context, old, name string, address netip.A
 	if old == "" {
 		return c.etcd.Invite(ctx, name, url)
 	}
-	if old != name {
-		if err := c.access.Revoke(ctx, identity.ID{Role: identity.Control, Name: old}); err != nil {
-			return nil, err
-		}
+	invitation, err := c.etcd.Replace(ctx, old, name, url)
+	if err == nil && old != name {
+		err = c.access.Revoke(ctx, identity.ID{Role: identity.Control, Name: old})
 	}
-	return c.etcd.Replace(ctx, old, name, url)
+	return invitation, err
 }

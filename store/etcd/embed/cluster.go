@@ -4,14 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// ErrNotFound says that the cluster has no member of that name.
-var ErrNotFound = errors.New("no such member")
+// What is wrong with a member's name.
+var (
+	// ErrNotFound says that the cluster has no member of that name.
+	ErrNotFound = errors.New("no such member")
+	// ErrInUse says that the name, or the URL, is that of another member.
+	ErrInUse = errors.New("in use by another member")
+)
 
 // Info is a member as its cluster knows it.
 type Info struct {
@@ -51,10 +57,19 @@ func (m *Member) Members(ctx context.Context) ([]Info, error) {
 
 // Invite adds a member, which has no vote until it has caught up. While the
 // cluster is too weak to grow, Invite waits until ctx ends. Inviting the same
-// again returns the same invitation.
+// again returns the same invitation. A name or a URL that another member has is
+// [ErrInUse], and nothing is changed.
 func (m *Member) Invite(ctx context.Context, name, peerURL string) (*Invitation, error) {
+	// Before anything is added: a learner that nobody starts keeps all others out.
+	now, err := m.admin.MemberList(m.root(ctx))
+	if err != nil {
+		return nil, fmt.Errorf("invite etcd member %s: %w", name, err)
+	}
+	if err := taken(now.Members, name, peerURL); err != nil {
+		return nil, fmt.Errorf("invite etcd member %s: %w", name, err)
+	}
 	var list []*etcdserverpb.Member
-	err := m.retry(ctx, func() error {
+	err = m.retry(ctx, func() error {
 		added, err := m.admin.MemberAddAsLearner(m.root(ctx), []string{peerURL})
 		if err == nil {
 			list = added.Members
@@ -72,16 +87,14 @@ func (m *Member) Invite(ctx context.Context, name, peerURL string) (*Invitation,
 	if err != nil {
 		return nil, fmt.Errorf("invite etcd member %s: %w", name, err)
 	}
+	if err := taken(list, name, peerURL); err != nil { // by another call meanwhile
+		return nil, fmt.Errorf("invite etcd member %s: %w", name, err)
+	}
 	invitation := &Invitation{Members: map[string]string{}}
 	for _, member := range list {
 		switch {
 		case member.PeerURLs[0] == peerURL:
-			if member.Name != "" && member.Name != name {
-				return nil, fmt.Errorf("invite etcd member %s: %s is at %s already", name, member.Name, peerURL)
-			}
 			invitation.Members[name] = peerURL
-		case member.Name == name:
-			return nil, fmt.Errorf("invite etcd member %s: there is one at %s already", name, member.PeerURLs[0])
 		case member.Name != "":
 			invitation.Members[member.Name] = member.PeerURLs[0]
 		default:
@@ -89,6 +102,20 @@ func (m *Member) Invite(ctx context.Context, name, peerURL string) (*Invitation,
 		}
 	}
 	return invitation, nil
+}
+
+// taken is ErrInUse if another member has the name or the URL. The name of one
+// that was never started is not known.
+func taken(list []*etcdserverpb.Member, name, peerURL string) error {
+	for _, member := range list {
+		switch there := member.PeerURLs[0] == peerURL; {
+		case there && member.Name != "" && member.Name != name:
+			return fmt.Errorf("%s is that of %s: %w", peerURL, member.Name, ErrInUse)
+		case !there && member.Name == name:
+			return fmt.Errorf("there is one at %s: %w", member.PeerURLs[0], ErrInUse)
+		}
+	}
+	return nil
 }
 
 // Remove removes a member for ever: it stops by itself if it runs, and its
@@ -118,8 +145,17 @@ func (m *Member) Remove(ctx context.Context, name string) error {
 }
 
 // Replace removes the member old, if it is there, and invites another. Calling
-// it again after it was interrupted goes on with it.
+// it again after it was interrupted goes on with it. What Invite would refuse is
+// refused before anything is removed.
 func (m *Member) Replace(ctx context.Context, old, name, peerURL string) (*Invitation, error) {
+	now, err := m.admin.MemberList(m.root(ctx))
+	if err == nil {
+		rest := slices.DeleteFunc(now.Members, func(member *etcdserverpb.Member) bool { return member.Name == old })
+		err = taken(rest, name, peerURL)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("replace etcd member %s by %s: %w", old, name, err)
+	}
 	if err := m.Remove(ctx, old); err != nil && !errors.Is(err, ErrNotFound) {
 		return nil, err
 	}

@@ -277,6 +277,18 @@ func TestReplace(t *testing.T) {
 	if err != nil || len(snapshot.Items) != 51 {
 		t.Errorf("the new member lists %d items, %v; want 51", len(snapshot.Items), err)
 	}
+	// What is refused changes nothing.
+	for name, url := range map[string]string{"a": "http://" + address(t), "e": members[0].PeerURL()} {
+		if _, err := d.Invite(ctx, name, url); !errors.Is(err, embed.ErrInUse) {
+			t.Errorf("Invite of %s at %s: %v, want ErrInUse", name, url, err)
+		}
+	}
+	if _, err := d.Replace(ctx, "b", "a", "http://"+address(t)); !errors.Is(err, embed.ErrInUse) {
+		t.Errorf("Replace of b by a second a: %v, want ErrInUse", err)
+	}
+	if infos, err := d.Members(ctx); err != nil || len(infos) != 3 {
+		t.Errorf("members after a refusal are %+v, %v; want three", infos, err)
+	}
 	if err := d.Remove(ctx, "nobody"); !errors.Is(err, embed.ErrNotFound) {
 		t.Errorf("Remove of nobody: %v, want ErrNotFound", err)
 	}
