@@ -128,7 +128,8 @@ func (c *Control) open(ctx context.Context, dir string) (err error) {
 		return err
 	}
 	c.store, err = etcd.Open(etcd.Options{
-		Endpoints: urls(c.addresses(), o.Ports.Store), TLS: c.self.Client(identity.Is(identity.Control)), Logger: o.Logger,
+		Endpoints: urls(c.addresses(), o.Ports.Store), Near: c.etcd.Endpoint(),
+		TLS: c.self.Client(identity.Is(identity.Control)), Logger: o.Logger,
 	})
 	if err != nil {
 		return err

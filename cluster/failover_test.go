@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"sync"
@@ -145,7 +146,8 @@ func (w *world) leader() string {
 }
 
 // TestFailover measures how long a fleet of three control planes and three nodes
-// takes to go on after a node, and after the leader, is lost. What it holds them
+// takes to go on after a node, and after the leader, is lost: killed, or cut off,
+// which tells nobody anything. What it holds them
 // to are the promises of the settings: a lease's TTL, and LostAfter.
 func TestFailover(t *testing.T) {
 	opts := brisk
@@ -208,36 +210,100 @@ func TestFailover(t *testing.T) {
 
 	t.Run("leader", func(t *testing.T) {
 		planned := &worst{what: "a new leader has planned after the leader was killed", bound: opts.leaderTTL + time.Second}
-		for range runs(t) {
-			old := ""
-			w.until(time.Minute, "somebody leads", func() bool { old = w.leader(); return old != "" })
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-			killed := time.Now()
-			if err := w.process(old).Kill(); err != nil {
-				t.Fatal(err)
-			}
-			// Something to plan, as soon as there is an etcd to write it to.
-			s := w.web(3, 18080)
-			s.Containers[0].Env = map[string]string{"RUN": fmt.Sprint(killed.UnixNano())}
-			for w.fleet.Apply(ctx, s) != nil && ctx.Err() == nil {
-			}
-			st, err := w.fleet.Get(ctx, "web")
-			if err != nil {
-				t.Fatal(err)
-			}
-			w.until(time.Minute, "a task of the new revision", func() bool {
-				return slices.ContainsFunc(w.tasks("web"), func(task orchestrate.Task) bool { return task.Revision == st.Revision })
-			})
-			planned.add(time.Since(killed))
+		for i := range runs(t) {
+			old := w.leads()
+			took, _ := w.takeover(t, fmt.Sprint("killed ", i), func() error { return w.process(old).Kill() }, w.fleet)
+			planned.add(took)
 			w.start(old)
-			if r, err := w.fleet.Wait(ctx, "web"); err != nil || r.Outcome != orchestrate.RolloutCompleted {
-				t.Fatalf("%+v, %v; want it completed", r, err)
-			}
-			cancel()
-			w.until(time.Minute, old+" is back", func() bool { return w.votes() == 3 })
+			w.restored(t, old)
 		}
 		planned.report(t)
 	})
+
+	t.Run("link", func(t *testing.T) {
+		planned := &worst{what: "a new leader has planned after the leader's link was cut", bound: opts.leaderTTL + time.Second}
+		seen := &worst{what: "a client that asks all three control planes has seen that", bound: opts.leaderTTL + 2*time.Second}
+		for i := range runs(t) {
+			old := w.leads()
+			rest := slices.DeleteFunc(slices.Clone(w.controls), func(c string) bool { return c == old })
+			aside := w.dial(rest)
+			took, all := w.takeover(t, fmt.Sprint("cut ", i), w.Host(old).Cut, aside)
+			planned.add(took)
+			seen.add(all)
+			if err := aside.Close(); err != nil {
+				t.Error(err)
+			}
+			if err := w.Host(old).Heal(); err != nil {
+				t.Fatal(err)
+			}
+			w.restored(t, old)
+		}
+		planned.report(t)
+		seen.report(t)
+	})
+}
+
+// leads waits until somebody leads, and returns who.
+func (w *world) leads() (who string) {
+	w.Helper()
+	w.until(time.Minute, "somebody leads", func() bool { who = w.leader(); return who != "" })
+	return who
+}
+
+// takeover ends the leader and changes a service by a client, as soon as there is
+// an etcd to write that to. It returns after how long that client sees a task of
+// the change, which only another leader can have placed, and after how long the
+// world's own client does.
+func (w *world) takeover(t *testing.T, run string, end func() error, by *cluster.Client) (planned, seen time.Duration) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	ended := time.Now()
+	if err := end(); err != nil {
+		t.Fatal(err)
+	}
+	s := w.web(3, 18080)
+	s.Containers[0].Env = map[string]string{"RUN": run}
+	for by.Apply(ctx, s) != nil && ctx.Err() == nil {
+	}
+	st, err := by.Get(ctx, "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := func(tasks []orchestrate.Task) bool {
+		return slices.ContainsFunc(tasks, func(task orchestrate.Task) bool { return task.Revision == st.Revision })
+	}
+	w.until(time.Minute, "a task of the new revision", func() bool {
+		tasks, err := by.Tasks(ctx, "web")
+		return err == nil && changed(tasks)
+	})
+	planned = time.Since(ended)
+	w.until(time.Minute, "it is seen by whoever asks all", func() bool { return changed(w.tasks("web")) })
+	return planned, time.Since(ended)
+}
+
+// restored waits until a control plane is back, and the service is as it was last
+// applied.
+func (w *world) restored(t *testing.T, control string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if r, err := w.fleet.Wait(ctx, "web"); err != nil || r.Outcome != orchestrate.RolloutCompleted {
+		t.Fatalf("%+v, %v; want it completed", r, err)
+	}
+	w.until(time.Minute, control+" is back", func() bool { return w.votes() == 3 })
+}
+
+// dial opens the fleet by some of its control planes, as the operator.
+func (w *world) dial(controls []string) *cluster.Client {
+	w.Helper()
+	ctx, cancel := context.WithTimeout(w.Context(), time.Minute)
+	defer cancel()
+	c, err := cluster.Dial(ctx, filepath.Join(w.Dir(), operator), cluster.ClientOptions{Name: operator, Control: w.addresses(controls)})
+	if err != nil {
+		w.Fatal(err)
+	}
+	return c
 }
 
 // spread moves tasks from nodes that have several of a service to those that

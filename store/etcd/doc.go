@@ -22,6 +22,8 @@
 // is ErrUnavailable, and the change may have happened or may happen yet. A watch
 // has no timeout: it waits for the servers for as long as its context lasts, and
 // goes on where it was, without a gap, or says store.ErrCompacted.
+// A server that was cut off, and so says nothing, is noticed after two to three
+// seconds. Who has a server on its own machine names it: [Options.Near].
 //
 // Leases are etcd's: whole seconds, no shorter than one and a half election
 // timeouts of the servers (with their defaults, 2 s), and they outlive the

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -20,6 +22,8 @@ import (
 type Store struct {
 	opts   Options
 	client *clientv3.Client
+	near   near
+	beside *clientv3.Client // has near's connection; nil without
 	kv     etcdserverpb.KVClient
 	leases etcdserverpb.LeaseClient
 
@@ -39,13 +43,31 @@ var (
 	_ store.Compacter = (*Store)(nil)
 )
 
-// The client's view of the network. A connection on which sent bytes are not
-// acknowledged for deadAfter is given up, and one on which nothing was sent is
-// asked each pingEvery, which is the least that gRPC allows.
+// The client's view of the network. A server that is cut off says nothing, so
+// silence must tell. Bytes that are not acknowledged for deadAfter end a
+// connection; and on one on which nothing comes the kernel asks the other one
+// each probeEvery, which costs a packet and wakes nobody. So a dead connection is
+// noticed deadAfter after the last sign of life, or, if something was sent just
+// before the first question, probeEvery later. A server whose kernel answers and
+// that does not is asked each pingEvery, which is the least that gRPC allows.
 const (
-	pingEvery = 10 * time.Second
-	deadAfter = 3 * time.Second
+	probeEvery = time.Second
+	pingEvery  = 10 * time.Second
+	deadAfter  = 2 * time.Second
 )
+
+// dialer dials servers.
+var dialer = net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
+	Enable: true, Idle: probeEvery, Interval: probeEvery, Count: int(deadAfter / probeEvery),
+}}
+
+// dial connects to a server, as gRPC names it.
+func dial(ctx context.Context, address string) (net.Conn, error) {
+	if path, unix := strings.CutPrefix(address, "unix:"); unix {
+		return dialer.DialContext(ctx, "unix", strings.TrimPrefix(path, "//"))
+	}
+	return dialer.DialContext(ctx, "tcp", address)
+}
 
 // reconnect is how a connection is tried again. By gRPC's own ways a client that
 // was without servers for some minutes would not look for them again for up to two
@@ -71,7 +93,8 @@ func Open(opts Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	client, err := clientv3.New(clientv3.Config{
+	s := &Store{opts: opts}
+	config := clientv3.Config{
 		Endpoints:            opts.Endpoints,
 		TLS:                  opts.TLS,
 		Username:             opts.Username,
@@ -80,17 +103,26 @@ func Open(opts Options) (*Store, error) {
 		DialKeepAliveTime:    pingEvery,
 		DialKeepAliveTimeout: deadAfter,
 		Logger:               zapslog.New(opts.Logger),
-		DialOptions:          []grpc.DialOption{grpc.WithConnectParams(reconnect)},
-	})
-	if err != nil {
+		DialOptions:          []grpc.DialOption{grpc.WithConnectParams(reconnect), grpc.WithContextDialer(dial)},
+	}
+	if opts.Near != "" {
+		beside := config
+		beside.Endpoints = []string{opts.Near}
+		if s.beside, err = clientv3.New(beside); err != nil {
+			return nil, &Error{Op: "open etcd", Kind: kindOf(err), Err: err}
+		}
+		s.near.conn = s.beside.ActiveConnection()
+		s.near.conn.Connect()
+		config.DialOptions = append(config.DialOptions, grpc.WithChainUnaryInterceptor(s.near.unary), grpc.WithChainStreamInterceptor(s.near.stream))
+	}
+	if s.client, err = clientv3.New(config); err != nil {
+		if s.beside != nil {
+			_ = s.beside.Close()
+		}
 		return nil, &Error{Op: "open etcd", Kind: kindOf(err), Err: err}
 	}
-	s := &Store{
-		opts:   opts,
-		client: client,
-		kv:     etcdserverpb.NewKVClient(client.ActiveConnection()),
-		leases: etcdserverpb.NewLeaseClient(client.ActiveConnection()),
-	}
+	s.kv = etcdserverpb.NewKVClient(s.client.ActiveConnection())
+	s.leases = etcdserverpb.NewLeaseClient(s.client.ActiveConnection())
 	s.closed, s.end = context.WithCancel(context.Background())
 	return s, nil
 }
@@ -104,7 +136,7 @@ func (s *Store) Prefix() string { return s.opts.Prefix }
 
 // Close ends all watches and calls and the connections. Leases live on until
 // their time is over.
-func (s *Store) Close() error {
+func (s *Store) Close() (err error) {
 	s.mu.Lock()
 	first := !s.ended
 	s.ended = true
@@ -114,10 +146,15 @@ func (s *Store) Close() error {
 	if !first {
 		return nil
 	}
-	if err := s.client.Close(); err != nil && !errors.Is(err, context.Canceled) {
-		return fmt.Errorf("close etcd client: %w", err)
+	for _, client := range []*clientv3.Client{s.client, s.beside} {
+		if client == nil {
+			continue
+		}
+		if e := client.Close(); e != nil && !errors.Is(e, context.Canceled) {
+			err = errors.Join(err, fmt.Errorf("close etcd client: %w", e))
+		}
 	}
-	return nil
+	return err
 }
 
 // begin ties a call to the life of the store.
@@ -160,7 +197,7 @@ func (s *Store) call(caller context.Context, op string, repeat bool, patience ti
 	defer cancel()
 	// A server that is cut off from the others says so at once instead of
 	// making the caller wait.
-	ctx = clientv3.WithRequireLeader(ctx)
+	ctx = s.near.mark(clientv3.WithRequireLeader(ctx))
 	pause := firstPause
 	for {
 		attempt, stop := ctx, context.CancelFunc(func() {})
@@ -171,6 +208,9 @@ func (s *Store) call(caller context.Context, op string, repeat bool, patience ti
 		stop()
 		if err == nil {
 			return nil
+		}
+		if caller.Err() == nil && passing(err) {
+			s.near.failed(ctx)
 		}
 		if ctx.Err() != nil || !(repeat && passing(err)) && !untouched(err) {
 			return s.failed(caller, op, err)

@@ -266,6 +266,88 @@ func TestLeaseOfWhoIsCutOff(t *testing.T) {
 	}
 }
 
+// TestNear has a store with a server of its own, as a control plane has. Servers
+// that fall silent cost it nothing; and without its own it goes on by the others.
+func TestNear(t *testing.T) {
+	c := etcdtest.New(t, 3)
+	proxies := c.Proxies()
+	opts := etcd.Options{Prefix: "/", Logger: etcdtest.Logger()}
+	for _, p := range proxies {
+		opts.Endpoints = append(opts.Endpoints, p.URL())
+	}
+	opts.Near = proxies[1].URL()
+	s, err := etcd.Open(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	lease, err := s.Lease(t.Context(), 30*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen, err := s.Watch(t.Context(), "/x", put(t, s, "/x", nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// swift does each kind of call, and has the watch tell of each Commit. It returns the longest that one took.
+	swift := func() (most time.Duration) {
+		t.Helper()
+		for range 10 {
+			for what, call := range map[string]func() error{
+				"Commit": func() error {
+					_, err := s.Commit(t.Context(), store.Txn{Writes: []store.Write{store.Put("/x", nil)}})
+					return err
+				},
+				"Get":       func() error { _, _, err := s.Get(t.Context(), "/x"); return err },
+				"List":      func() error { _, err := s.List(t.Context(), "/"); return err },
+				"KeepAlive": func() error { return lease.KeepAlive(t.Context()) },
+			} {
+				began := time.Now()
+				err := call()
+				if what == "Commit" && err == nil {
+					err = next(t, seen).Err
+				}
+				if err != nil {
+					t.Errorf("%s: %v", what, err)
+				}
+				most = max(most, time.Since(began))
+			}
+		}
+		return most
+	}
+	proxies[0].Cut("")
+	proxies[2].Cut("")
+	if took := swift(); took >= time.Second {
+		t.Errorf("a call took %v while servers that are not near are silent, want less than a second", took)
+	}
+	proxies[0].Heal("")
+	proxies[2].Heal("")
+
+	// Its own says nothing: the others are asked.
+	proxies[1].Cut("")
+	if _, _, err := s.Get(t.Context(), "/x"); err != nil {
+		t.Errorf("Get while the near server is silent: %v", err)
+	}
+	proxies[1].Heal("")
+
+	c.Kill(1)
+	for range 2 { // the one that finds out, and the one after
+		if _, _, err := s.Get(t.Context(), "/x"); err != nil {
+			t.Errorf("Get without the near server: %v", err)
+		}
+	}
+	put(t, s, "/x", []byte("last"))
+	for {
+		batch := next(t, seen)
+		if batch.Err != nil {
+			t.Fatalf("the watch ended with %v, want it to go on by another server", batch.Err)
+		}
+		if string(batch.Changes[0].Item.Value) == "last" {
+			break
+		}
+	}
+}
+
 // TestLeaseOutlivesAServer keeps a lease while one server after the other is
 // stopped as it is, so that connections to it hang.
 func TestLeaseOutlivesAServer(t *testing.T) {

@@ -192,6 +192,8 @@ func TestOpenRefuses(t *testing.T) {
 		"no TLS":               {etcd.Options{Endpoints: []string{"https://10.0.0.1:2379", "http://10.0.0.2:2379"}}, "Endpoints[1]"},
 		"mixed":                {etcd.Options{Endpoints: []string{"https://10.0.0.1:2379", "http://127.0.0.1:2379"}}, "Endpoints[1]"},
 		"a name like loopback": {etcd.Options{Endpoints: []string{"http://localhost.example.org:2379"}}, "Endpoints[0]"},
+		"near, elsewhere":      {etcd.Options{Endpoints: []string{"https://10.0.0.1:2379"}, Near: "https://10.0.0.2:2379"}, "Near"},
+		"near, by a password":  {etcd.Options{Endpoints: []string{"https://10.0.0.1:2379"}, Near: "https://10.0.0.1:2379", Username: "a", Password: "b"}, "Near"},
 		"half a user":          {etcd.Options{Endpoints: []string{"https://10.0.0.1:2379"}, Username: "a"}, "Username"},
 		"a negative timeout":   {etcd.Options{Endpoints: []string{"https://10.0.0.1:2379"}, Timeout: -1}, "Timeout"},
 		"a relative prefix":    {etcd.Options{Endpoints: []string{"https://10.0.0.1:2379"}, Prefix: "a"}, "Prefix"},

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,6 +24,11 @@ type Options struct {
 	// "https://10.0.0.1:2379" or "unix:///run/etcd.sock". Plain "http://" is
 	// taken for loopback addresses only.
 	Endpoints []string
+	// Near is one of the Endpoints that is asked before the others: that of a
+	// server in this process or on this machine, which no fault of the network
+	// parts from it. The others are asked when it does not serve, and for a
+	// while after it has let a call fail. Empty: all are asked in turn.
+	Near string
 	// TLS has the CA that the servers' certificates must be of and, where etcd
 	// asks for one, the client's certificate. Nil: the system's CAs and no
 	// certificate.
@@ -68,6 +74,10 @@ func (o Options) withDefaults() (Options, error) {
 		}
 	}
 	switch {
+	case o.Near != "" && !slices.Contains(o.Endpoints, o.Near):
+		return o, &OptionError{"Near", fmt.Sprintf("is %q; want one of Endpoints", o.Near)}
+	case o.Near != "" && o.Username != "":
+		return o, &OptionError{"Near", "goes with certificates; a password's proof is one for all servers"}
 	case (o.Username == "") != (o.Password == ""):
 		return o, &OptionError{"Username", "and Password go together; give both or none"}
 	case o.Timeout < 0:

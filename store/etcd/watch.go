@@ -14,8 +14,7 @@ import (
 const (
 	// askEvery is how often a store with watches asks how far they are. The
 	// answer lets an idle watch go on from there when it must connect again,
-	// which by then may be the only history that is left. And a connection that
-	// is dead is noticed by its not acknowledging the question.
+	// which by then may be the only history that is left.
 	askEvery = 3 * time.Second
 	// pendingBytes is how much a watch holds for a receiver that does not
 	// receive. More stays in etcd: the watch gives its stream up, and takes it
@@ -67,7 +66,8 @@ func (w *watch) run(ctx context.Context) {
 	pause := firstPause
 	for {
 		before := w.seen
-		err := w.stream(ctx)
+		streaming := w.store.near.mark(clientv3.WithRequireLeader(ctx))
+		err := w.stream(streaming)
 		if ctx.Err() != nil {
 			return
 		}
@@ -83,6 +83,7 @@ func (w *watch) run(ctx context.Context) {
 			}
 			continue
 		}
+		w.store.near.failed(streaming)
 		w.store.opts.Logger.Debug("watch lost its server", "prefix", w.start, "after", w.seen, "error", err)
 		if w.seen > before {
 			pause = firstPause
@@ -116,7 +117,7 @@ func (w *watch) stream(ctx context.Context) error {
 	// From seen itself and not after it, although that is not delivered again:
 	// etcd lets a watch begin at the very revision up to which it is compacted,
 	// where older servers have forgotten the deletions.
-	in := w.store.client.Watch(clientv3.WithRequireLeader(ctx), w.start,
+	in := w.store.client.Watch(ctx, w.start,
 		clientv3.WithRange(w.end), clientv3.WithRev(max(w.seen, 1)),
 		clientv3.WithProgressNotify(), clientv3.WithFragment())
 	for {
