@@ -36,6 +36,8 @@ type batch struct {
 	guarded  map[string]bool
 	depends  []string            // NAMESPACE/NAME of what comes to depend on something else
 	staged   map[string]*Service // that this batch writes; nil: removes
+	// published are NAMESPACE/NAME of services whose published ports change.
+	published []string
 
 	reason string         // of the change, in its events; "" is reasonApplied
 	events []record.Event // that tell of it
@@ -235,9 +237,7 @@ func (s Service) stage(ctx context.Context, f *Fleet, b *batch) error {
 	if err := f.checkNetworks(ctx, b, &s, &old); err != nil {
 		return err
 	}
-	if err := f.checkPorts(ctx, b, &s, &old); err != nil {
-		return err
-	}
+	b.publishes(&s, &old)
 	b.depend(s.Namespace, s.Name, old.DependsOn, s.DependsOn)
 	data, err := json.Marshal(rec)
 	if err != nil {
@@ -354,48 +354,64 @@ func (f *Fleet) readServices(ctx context.Context, b *batch) error {
 	return nil
 }
 
-// checkPorts refuses a published port that another service has.
-func (f *Fleet) checkPorts(ctx context.Context, b *batch, s, old *Service) error {
+// publishes notes that a service's published ports may be others than before.
+func (b *batch) publishes(s, old *Service) {
 	if slices.Equal(s.Ports, old.Ports) && s.HostNetwork == old.HostNetwork {
-		return nil
+		return
 	}
-	published := func(s *Service) (ports []Port) {
-		for _, p := range s.Ports {
-			if p.Published != 0 {
-				ports = append(ports, p)
-			}
+	if len(published(s)) > 0 || len(published(old)) > 0 {
+		b.published = append(b.published, s.Namespace+"/"+s.Name)
+	}
+}
+
+func published(s *Service) (ports []Port) {
+	for _, p := range s.Ports {
+		if p.Published != 0 {
+			ports = append(ports, p)
 		}
-		return ports
 	}
-	if len(published(s)) == 0 && len(published(old)) == 0 {
+	return ports
+}
+
+// checkPorts refuses a published port that another service has, once all of the
+// batch is staged: what one gives up another can take.
+func (f *Fleet) checkPorts(ctx context.Context, b *batch) error {
+	if len(b.published) == 0 {
 		return nil
 	}
 	if err := f.readServices(ctx, b); err != nil {
 		return err
 	}
-	self := s.Namespace + "/" + s.Name
-	for name, other := range b.services {
-		if name == self {
+	for i, self := range b.published {
+		s, ok := b.services[self]
+		if !ok {
 			continue
 		}
-		for _, p := range published(s) {
-			for _, q := range published(&other) {
-				if p.Published == q.Published && p.Protocol == q.Protocol && overlap(p.HostIP, q.HostIP) {
-					return &PortError{Service: self, Owner: name, Protocol: p.Protocol, Port: p.Published}
+		for _, name := range keysOf(b.services) {
+			if name == self || slices.Contains(b.published[i+1:], name) { // it is judged after this one
+				continue
+			}
+			other := b.services[name]
+			for _, p := range published(&s) {
+				for _, q := range published(&other) {
+					if p.Published == q.Published && p.Protocol == q.Protocol && sharedHost(hostOf(p), hostOf(q)) {
+						return &PortError{Service: self, Owner: name, Protocol: p.Protocol, Port: p.Published}
+					}
 				}
 			}
 		}
 	}
-	b.become(self, s)
 	return f.touch(ctx, b, guardPorts)
 }
 
-// overlap reports whether two host addresses of published ports can collide.
-func overlap(a, b string) bool { return a == b || wildcard(a) || wildcard(b) }
-
-func wildcard(ip string) bool {
-	a, err := netip.ParseAddr(ip)
-	return err != nil || a.IsUnspecified()
+// hostOf is the address of the node that a port is published on, however it is
+// spelled; the invalid one means all.
+func hostOf(p Port) netip.Addr {
+	a, err := netip.ParseAddr(p.HostIP)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return a.Unmap()
 }
 
 func (n Network) stage(ctx context.Context, f *Fleet, b *batch) error {

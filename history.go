@@ -135,7 +135,10 @@ func (f *Fleet) Rollback(ctx context.Context, name string, to int64) error {
 		}
 		b.guard(item, item.Key) // what was read here, not what stage will read
 		b.reason = reasonRollback
-		return s.stage(ctx, f, b)
+		if err := s.stage(ctx, f, b); err != nil {
+			return err
+		}
+		return f.checkPorts(ctx, b)
 	})
 }
 

@@ -220,6 +220,9 @@ func (f *Fleet) stageAll(ctx context.Context, b *batch, objects []Object) error 
 			return err
 		}
 	}
+	if err := f.checkPorts(ctx, b); err != nil {
+		return err
+	}
 	return f.checkDependencies(ctx, b)
 }
 
