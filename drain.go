@@ -140,7 +140,8 @@ func readBlocked(b control.Blocked) Blocked {
 }
 
 // DrainError is a drain that has not moved all tasks. Err is [ErrDrainEnded], at
-// its deadline, or why the caller waits no longer; the drain then goes on.
+// its deadline, [ErrUncordoned], or why the caller waits no longer; the drain then
+// goes on.
 type DrainError struct {
 	Status DrainStatus
 	Err    error
@@ -154,6 +155,7 @@ func (e *DrainError) Unwrap() error { return e.Err }
 // Conditions of drains and evictions.
 var (
 	ErrDrainEnded = errors.New("the deadline has passed")
+	ErrUncordoned = errors.New("the node was uncordoned")
 	ErrBudget     = errors.New("the disruption budget does not allow it")
 )
 
@@ -178,7 +180,9 @@ func (e *BudgetError) Is(target error) bool { return target == ErrBudget }
 //
 // It returns nil when no task is left on the node. The error is a [*NameError]
 // for a node that does not exist, and a [*DrainError] when ctx has ended, which
-// ends the waiting alone, or with [DrainWithin] the drain; it says what blocks.
+// ends the waiting alone, when the drain has reached its deadline, or when
+// [Fleet.Uncordon] has ended it; it says what blocks. Of several calls for one
+// node the last says what deadline there is, if any, and all of them return then.
 // The node takes no new tasks until [Fleet.Uncordon].
 func (f *Fleet) Drain(ctx context.Context, node string, opts ...DrainOption) error {
 	var o drain
@@ -210,42 +214,83 @@ func (f *Fleet) Drain(ctx context.Context, node string, opts ...DrainOption) err
 	return f.drained(ctx, node, &o)
 }
 
-// drained waits until a node has no task, or its drain ends.
+// drained waits until a node has no task, or its drain ends, by this caller's
+// doing or another's.
 func (f *Fleet) drained(ctx context.Context, node string, o *drain) error {
-	tasks, statuses := record.Key(record.Tasks, node, ""), record.Key(record.Statuses, node, "")
-	end := ctx
+	own := time.Time{}
 	if o.within > 0 && !o.force {
-		var cancel context.CancelFunc
-		end, cancel = context.WithTimeoutCause(ctx, o.within, ErrDrainEnded)
-		defer cancel()
+		own = time.Now().Add(o.within)
 	}
 	for {
-		snapshot, err := f.store.List(ctx, tasks)
-		if err != nil {
+		more, err := f.drainedOnce(ctx, node, o, own)
+		if err != nil || !more {
 			return err
 		}
-		if o.progress != nil {
-			st, err := f.drainStatus(ctx, node)
-			if err != nil {
-				return err
-			}
-			o.progress(st)
-		}
-		if len(snapshot.Items) == 0 {
-			return nil
-		}
-		err = f.next(end, []string{tasks, statuses, record.Key(record.NodeSpecs, node)}, snapshot.Revision)
-		if err != nil && end.Err() == nil {
-			return err // of the store
-		}
+	}
+}
+
+// drainedOnce looks at a drain, and waits until there may be more to see. Own is
+// when the caller waits no longer; zero is never.
+func (f *Fleet) drainedOnce(ctx context.Context, node string, o *drain, own time.Time) (more bool, err error) {
+	tasks, statuses := record.Key(record.Tasks, node, ""), record.Key(record.Statuses, node, "")
+	snapshot, err := f.store.List(ctx, tasks)
+	if err != nil {
+		return false, err
+	}
+	if o.progress != nil {
+		st, err := f.drainStatus(ctx, node)
 		if err != nil {
-			st, statusErr := f.drainStatus(context.WithoutCancel(ctx), node)
-			if statusErr != nil {
-				return errors.Join(err, statusErr)
-			}
-			return &DrainError{st, err}
+			return false, err
+		}
+		o.progress(st)
+	}
+	if len(snapshot.Items) == 0 {
+		return false, nil
+	}
+	blocked := func(why error) (bool, error) {
+		st, err := f.drainStatus(context.WithoutCancel(ctx), node)
+		if err != nil {
+			return false, errors.Join(why, err)
+		}
+		return false, &DrainError{st, why}
+	}
+	spec, err := f.nodeSpec(ctx, node)
+	if err != nil {
+		return false, err
+	}
+	if !spec.Drain {
+		_, found, err := getKey(ctx, f.store, record.Key(record.Nodes, node))
+		if err != nil {
+			return false, err
+		}
+		if found { // else it was removed, and its tasks are about to be
+			return blocked(ErrUncordoned)
 		}
 	}
+	end := ctx
+	for _, at := range []time.Time{own, drainEnds(&spec)} {
+		if !at.IsZero() {
+			var cancel context.CancelFunc
+			end, cancel = context.WithDeadlineCause(end, at, ErrDrainEnded)
+			defer cancel()
+		}
+	}
+	err = f.next(end, []string{tasks, statuses, record.Key(record.NodeSpecs, node), record.Key(record.Nodes, node)}, snapshot.Revision)
+	if err != nil && end.Err() == nil {
+		return false, err // of the store
+	}
+	if err != nil {
+		return blocked(err)
+	}
+	return true, nil
+}
+
+// drainEnds is when a drain ends with tasks left; zero is never.
+func drainEnds(spec *record.NodeSpec) time.Time {
+	if d := spec.Draining; d != nil && !d.Force {
+		return d.Deadline
+	}
+	return time.Time{}
 }
 
 // DrainStatus returns how the drain of a node is going, or has ended, and why

@@ -286,3 +286,46 @@ func ExampleFleet_Drain() {
 	}
 	_ = maintain
 }
+
+// A drain ends for all who wait for it: by Uncordon, and by the deadline that
+// the last call has set.
+func TestDrainEndsForAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, _, s := open(t)
+		addNode(t, s, "n2")
+		synctest.Wait()
+		web := service("web", 0)
+		web.Replicas, web.Placement.MaxPerNode = 2, 1
+		mustApply(t, f, web)
+		mustEnd(t, f, "web", orchestrate.RolloutCompleted)
+		ended := make(chan error, 2)
+		drain := func(opts ...orchestrate.DrainOption) {
+			go func() { ended <- f.Drain(t.Context(), "n2", opts...) }()
+			synctest.Wait()
+		}
+		drain()
+		drain(orchestrate.DrainWithin(time.Hour))
+		if err := f.Uncordon(t.Context(), "n2"); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			var blocked *orchestrate.DrainError
+			if err := <-ended; !errors.Is(err, orchestrate.ErrUncordoned) || !errors.As(err, &blocked) || blocked.Status.Draining || len(blocked.Status.Left) != 1 {
+				t.Errorf("Drain of a node that is uncordoned meanwhile: got %v, want ErrUncordoned and what is left", err)
+			}
+		}
+
+		begun := time.Now()
+		drain()
+		drain(orchestrate.DrainWithin(time.Minute))
+		for range 2 {
+			var blocked *orchestrate.DrainError
+			if err := <-ended; !errors.Is(err, orchestrate.ErrDrainEnded) || !errors.As(err, &blocked) || !blocked.Status.Ended {
+				t.Errorf("Drain that another has given a deadline: got %v, want ErrDrainEnded", err)
+			}
+		}
+		if took := time.Since(begun); took != time.Minute {
+			t.Errorf("the drain ended for all after %v, want 1m", took)
+		}
+	})
+}
