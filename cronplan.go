@@ -106,21 +106,22 @@ func (f *Fleet) foreseeCron(ctx context.Context, s *cronForesight, w store.Write
 	}
 	p.Suspended, p.Concurrency = c.Suspend, c.Concurrency
 	p.Next = f.nextTimes(&c, rec.Since, now)
-	step, items, strangers, err := f.decideCron(ctx, v, &c, &rec, now)
+	decided, err := f.decideCron(ctx, v, &c, &rec, now)
 	if err != nil {
 		return err
 	}
+	step := decided.step
 	if due && step.Start.IsZero() && (c.Concurrency != ForbidConcurrent || step.State.Active == nil) {
 		step.Start = now
 		if c.Concurrency == ReplaceConcurrent {
 			step.Replaced, step.State.Active = step.State.Active, nil
 		}
 	}
-	for _, item := range strangers {
+	for _, item := range decided.strangers {
 		remove(item)
 	}
 	for _, run := range slices.Concat(step.Expired, step.Replaced) {
-		remove(items[run])
+		remove(decided.items[run])
 	}
 	for _, run := range step.State.Active {
 		p.Active = append(p.Active, full(run))

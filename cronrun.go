@@ -17,9 +17,10 @@ import (
 )
 
 // keepSchedules makes and deletes the runs of cron jobs, while the fleet leads.
-func (f *Fleet) keepSchedules(ctx context.Context, fence store.Condition) {
+func (f *Fleet) keepSchedules(ctx context.Context, fence store.Condition, rec *recorder) {
+	defer rec.endLooks()
 	for ctx.Err() == nil {
-		wake, any, after, err := f.scheduleOnce(ctx, fence)
+		wake, any, after, err := f.scheduleOnce(ctx, fence, rec)
 		if err != nil && ctx.Err() == nil {
 			if !errors.Is(err, store.ErrConflict) {
 				f.opts.logger.Warn("cannot keep the schedules of cron jobs; trying again", "error", err)
@@ -52,7 +53,7 @@ type cronView struct {
 
 // scheduleOnce takes the next step with each cron job, and returns when to look
 // again.
-func (f *Fleet) scheduleOnce(ctx context.Context, fence store.Condition) (wake time.Time, any bool, after int64, err error) {
+func (f *Fleet) scheduleOnce(ctx context.Context, fence store.Condition, recording *recorder) (wake time.Time, any bool, after int64, err error) {
 	views := map[string]*cronView{}
 	view := func(ns, name string) *cronView {
 		v := views[ns+"/"+name]
@@ -103,7 +104,7 @@ func (f *Fleet) scheduleOnce(ctx context.Context, fence store.Condition) (wake t
 	names := keysOf(views)
 	var errs []error
 	for _, name := range names {
-		at, err := f.stepCron(ctx, fence, views[name])
+		at, err := f.stepCron(ctx, fence, views[name], recording)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("cron job %s: %w", name, err))
 		}
@@ -116,7 +117,7 @@ func (f *Fleet) scheduleOnce(ctx context.Context, fence store.Condition) (wake t
 
 // stepCron decides about one cron job and commits what follows, all in one. The
 // next look is soon where there is more to do.
-func (f *Fleet) stepCron(ctx context.Context, fence store.Condition, v *cronView) (wake time.Time, err error) {
+func (f *Fleet) stepCron(ctx context.Context, fence store.Condition, v *cronView, recording *recorder) (wake time.Time, err error) {
 	ctx = WithActor(ctx, record.ActorPlanner)
 	b := &batch{guarded: map[string]bool{}, reason: reasonScheduled}
 	b.If = append(b.If, fence)
@@ -131,15 +132,17 @@ func (f *Fleet) stepCron(ctx context.Context, fence store.Condition, v *cronView
 	stateKey := record.Key(record.CronStates, v.ns, v.name)
 	b.guard(v.state, stateKey)
 	now := time.Now().UTC()
-	step, items, strangers, err := f.decideCron(ctx, v, &c, &rec, now)
+	decided, err := f.decideCron(ctx, v, &c, &rec, now)
 	if err != nil {
 		return wake, err
 	}
-	for _, item := range strangers {
+	recording.look(newLook(&c, &rec, &decided), now)
+	step := decided.step
+	for _, item := range decided.strangers {
 		f.deleteRun(ctx, b, item)
 	}
 	for _, name := range slices.Concat(step.Expired, step.Replaced) {
-		f.deleteRun(ctx, b, items[name])
+		f.deleteRun(ctx, b, decided.items[name])
 	}
 	taken := map[string]bool{}
 	if !step.Start.IsZero() {
@@ -182,42 +185,48 @@ func (f *Fleet) stepCron(ctx context.Context, fence store.Condition, v *cronView
 	return step.Wake, f.commit(ctx, b)
 }
 
-// decideCron decides what to do about a cron job. Items are its runs by name, and
-// strangers those of one that had the name before.
-func (f *Fleet) decideCron(ctx context.Context, v *cronView, c *CronJob, rec *record.Cron, now time.Time) (
-	step control.CronStep, items map[string]store.Item, strangers []store.Item, err error) {
-	var state record.CronState
+// cronDecision is what was decided about a cron job, and by what.
+type cronDecision struct {
+	state     record.CronState
+	runs      []control.CronJobRun
+	step      control.CronStep
+	items     map[string]store.Item // the runs by name
+	strangers []store.Item          // runs of one that had the name before
+}
+
+// decideCron decides what to do about a cron job.
+func (f *Fleet) decideCron(ctx context.Context, v *cronView, c *CronJob, rec *record.Cron, now time.Time) (cronDecision, error) {
+	d := cronDecision{items: map[string]store.Item{}}
 	if v.state.Revision != 0 {
-		if err := json.Unmarshal(v.state.Value, &state); err != nil {
-			return step, nil, nil, fmt.Errorf("read %s: %w", v.state.Key, err)
+		if err := json.Unmarshal(v.state.Value, &d.state); err != nil {
+			return d, fmt.Errorf("read %s: %w", v.state.Key, err)
 		}
 	}
-	if !state.Created.Equal(rec.Created) {
-		state = record.CronState{Created: rec.Created}
+	if !d.state.Created.Equal(rec.Created) {
+		d.state = record.CronState{Created: rec.Created}
 	}
-	items = map[string]store.Item{}
-	var runs []control.CronJobRun
 	for _, item := range v.runs {
 		j, job, err := readJob(item)
 		if err != nil {
-			return step, nil, nil, err
+			return d, err
 		}
 		if !job.Cron.Created.Equal(rec.Created) {
-			strangers = append(strangers, item)
+			d.strangers = append(d.strangers, item)
 			continue
 		}
 		r := control.CronJobRun{Name: j.Name, At: job.Cron.At}
 		run, err := f.run(ctx, v.ns, j.Name)
 		if err != nil {
-			return step, nil, nil, err
+			return d, err
 		}
 		if run != nil && run.Number == job.Run && run.Created.Equal(job.Created) {
 			r.State, r.Ended = run.State, run.Ended
 		}
-		items[j.Name] = item
-		runs = append(runs, r)
+		d.items[j.Name] = item
+		d.runs = append(d.runs, r)
 	}
-	return control.DecideCron(f.controlCron(c, rec), state, runs, now), items, strangers, nil
+	d.step = control.DecideCron(f.controlCron(c, rec), d.state, d.runs, now)
+	return d, nil
 }
 
 // maxTriggers bounds how many runs are made in one commit.

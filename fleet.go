@@ -178,15 +178,18 @@ func (f *Fleet) Run(ctx context.Context) error {
 			f.opts.logger.Error("the log of what was decided by ends early", "error", e)
 		}
 	}()
-	loop, err := control.New(control.Options{
-		Record: recording,
-		Store:  f.store, ID: f.opts.id, Scheduler: f.opts.scheduler, Decode: decodeWorkload, DecodeJob: decodeJobWork,
+	opts := control.Options{
+		Store: f.store, ID: f.opts.id, Scheduler: f.opts.scheduler, Decode: decodeWorkload, DecodeJob: decodeJobWork,
 		Logger: f.opts.logger, LeaseTTL: f.opts.leaseTTL, LostAfter: f.opts.lostAfter,
 		LossLimit:      f.opts.lossLimit.control(),
 		Renewals:       f.opts.renewals,
 		KeepEventsEach: f.opts.keepEach, KeepEvents: f.opts.keepAll,
-		Beside: f.beside,
-	})
+		Beside: func(ctx context.Context, fence store.Condition) { f.beside(ctx, fence, recording) },
+	}
+	if recording != nil {
+		opts.Record = recording
+	}
+	loop, err := control.New(opts)
 	if err != nil {
 		return err
 	}
@@ -200,12 +203,12 @@ func (f *Fleet) Run(ctx context.Context) error {
 }
 
 // beside is what a fleet does while it leads, other than planning.
-func (f *Fleet) beside(ctx context.Context, fence store.Condition) {
+func (f *Fleet) beside(ctx context.Context, fence store.Condition, recording *recorder) {
 	var wg sync.WaitGroup
 	wg.Go(func() { f.autoscale(ctx, fence) })
 	wg.Go(func() { f.follow(ctx, fence) })
 	wg.Go(func() { f.expire(ctx, fence) })
-	wg.Go(func() { f.keepSchedules(ctx, fence) })
+	wg.Go(func() { f.keepSchedules(ctx, fence, recording) })
 	wg.Wait()
 }
 

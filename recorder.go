@@ -9,17 +9,16 @@ import (
 	"sync"
 	"time"
 
-	"github.com/orchestrate-go/orchestrate/internal/control"
 	"github.com/orchestrate-go/orchestrate/internal/record"
 	"github.com/orchestrate-go/orchestrate/store"
 )
 
 // WithRecorder has the fleet write to w, while it leads, all that it decides by:
-// revisions, tasks, statuses, nodes and the clock. [Replay] decides by that again,
-// with the code of then or another strategy. Nothing else ever enters the log: no
-// environment, command, file, header or label of a container, no output, no
-// message of a failure. Names, images, resources, and labels of nodes and services
-// do.
+// revisions, tasks, statuses, nodes, schedules with their runs, and the clock.
+// [Replay] decides by that again, with the code of then or another strategy. Nothing
+// else ever enters the log: no environment, command, file, header or label of a
+// container, no output, no message of a failure, no actor. Names, images, resources, and labels
+// of nodes, services and jobs do.
 //
 // A slow w does not delay the fleet: what waits for it is bounded by 64 MiB, and
 // when that is full the log ends there, which the logger is told. W is not closed.
@@ -28,7 +27,10 @@ import (
 func WithRecorder(w io.Writer) Option { return func(o *options) { o.recorder = w } }
 
 // logVersion is that of the log's form. A reader refuses another.
-const logVersion = 1
+const logVersion = 2
+
+// firstLogVersion is the oldest that is still read: it has no cron jobs.
+const firstLogVersion = 1
 
 // maxRecorded bounds the bytes that wait for a recorder's writer.
 const maxRecorded = 64 << 20
@@ -46,6 +48,8 @@ type entry struct {
 	Deleted  []string                   `json:"del,omitempty"`
 	// Plan says that it was decided what to do.
 	Plan bool `json:"plan,omitempty"`
+	// Look is that it was decided what to do about a cron job.
+	Look *look `json:"look,omitempty"`
 }
 
 // recorder writes a log. It is a control.Recorder.
@@ -55,14 +59,15 @@ type recorder struct {
 	bytes  int
 	ended  error // why nothing more is written
 	closed bool
-	wake   chan struct{} // has room for one
+	looked map[string]string // the last look at each cron job in this term, as JSON
+	wake   chan struct{}     // has room for one
 }
 
 var errRecorder = errors.New("the recorder's writer does not keep up")
 
 // record starts to record, where that is asked for. The function ends it once all
 // is written, and returns why it ended before.
-func (f *Fleet) record() (control.Recorder, func() error) {
+func (f *Fleet) record() (*recorder, func() error) {
 	if f.opts.recorder == nil {
 		return nil, func() error { return nil }
 	}
@@ -115,12 +120,17 @@ func (r *recorder) write(w io.Writer) {
 }
 
 func (r *recorder) put(e entry) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.queued(e)
+}
+
+// queued queues an entry. r.mu is held.
+func (r *recorder) queued(e entry) {
 	line, err := json.Marshal(e)
 	if err != nil {
 		return // its values are JSON that was made here
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	switch {
 	case r.ended != nil || r.closed:
 		return
@@ -185,9 +195,9 @@ var bares = map[string]func(value []byte) (any, error){
 	record.Services: bareService, record.Jobs: bareJob,
 	record.Tasks: bareTask, record.Statuses: bareStatus,
 	record.Rollouts: bareRollout, record.Runs: bareRun,
-	record.Nodes: as[record.Node], record.NodeSpecs: as[record.NodeSpec], record.Alive: as[struct{}],
-	record.Networks: bareNetwork, record.Frontends: as[record.Frontend], record.Directives: as[record.Directive],
-	record.Scales: bareScale, record.Evictions: as[record.Eviction], record.Volumes: as[record.Volume],
+	record.Nodes: as[record.Node], record.NodeSpecs: bareNodeSpec, record.Alive: as[struct{}],
+	record.Networks: bareNetwork, record.Frontends: as[record.Frontend], record.Directives: bareDirective,
+	record.Scales: bareScale, record.Evictions: bareEviction, record.Volumes: as[record.Volume],
 }
 
 func recordKind(key string) string {
@@ -263,10 +273,8 @@ func bareService(value []byte) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	rec.Spec, rec.Seen = spec, nil
-	for ref := range rec.Unresolved {
-		rec.Unresolved[ref] = "it has no digest yet"
-	}
+	rec.Spec, rec.Seen, rec.Actor = spec, nil, ""
+	bareUnresolved(rec.Unresolved)
 	for i := range rec.History {
 		var t Template
 		if err := json.Unmarshal(rec.History[i].Template, &t); err != nil {
@@ -277,6 +285,13 @@ func bareService(value []byte) (any, error) {
 		}
 	}
 	return rec, nil
+}
+
+// bareUnresolved keeps of which images it is, and not what a registry answered.
+func bareUnresolved(why map[string]string) {
+	for ref := range why {
+		why[ref] = "it has no digest yet"
+	}
 }
 
 func bareJob(value []byte) (any, error) {
@@ -290,7 +305,8 @@ func bareJob(value []byte) (any, error) {
 	}
 	j.Template = bareTemplate(j.Template)
 	spec, err := json.Marshal(j)
-	rec.Spec = spec
+	rec.Spec, rec.Actor = spec, ""
+	bareUnresolved(rec.Unresolved)
 	return rec, err
 }
 
@@ -298,6 +314,27 @@ func bareTask(value []byte) (any, error) {
 	var rec record.Task
 	err := json.Unmarshal(value, &rec)
 	rec.Template = json.RawMessage("{}") // it goes through the planner as it is
+	return rec, err
+}
+
+func bareNodeSpec(value []byte) (any, error) {
+	var rec record.NodeSpec
+	err := json.Unmarshal(value, &rec)
+	rec.Actor = ""
+	return rec, err
+}
+
+func bareDirective(value []byte) (any, error) {
+	var rec record.Directive
+	err := json.Unmarshal(value, &rec)
+	rec.Actor = ""
+	return rec, err
+}
+
+func bareEviction(value []byte) (any, error) {
+	var rec record.Eviction
+	err := json.Unmarshal(value, &rec)
+	rec.Actor = ""
 	return rec, err
 }
 
@@ -336,10 +373,20 @@ func bareAttempt(a *record.Attempt) {
 	a.Message = ""
 }
 
+// bareUnplaced keeps that tasks have no place, and not why: that may be what a
+// registry answered.
+func bareUnplaced(why string) string {
+	if why == "" {
+		return ""
+	}
+	return "there is no place for it"
+}
+
 func bareRollout(value []byte) (any, error) {
 	var rec record.Rollout
 	err := json.Unmarshal(value, &rec)
 	bareAttempt(&rec.Attempt)
+	rec.Unplaced = bareUnplaced(rec.Unplaced)
 	if rec.Rollback != nil {
 		bareAttempt(rec.Rollback)
 	}
@@ -349,7 +396,7 @@ func bareRollout(value []byte) (any, error) {
 func bareRun(value []byte) (any, error) {
 	var rec record.Run
 	err := json.Unmarshal(value, &rec)
-	rec.Message, rec.Failure = "", bareFailure(rec.Failure)
+	rec.Message, rec.Failure, rec.Unplaced = "", bareFailure(rec.Failure), bareUnplaced(rec.Unplaced)
 	return rec, err
 }
 

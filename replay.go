@@ -25,6 +25,10 @@ type Replayed struct {
 	// placed on the same node again. Differences are the others, in order.
 	Placements, Same int
 	Differences      []Difference
+	// CronSteps are the decisions about cron jobs, and SameCronSteps those of them
+	// that are made again. CronDifferences are the others.
+	CronSteps, SameCronSteps int
+	CronDifferences          []CronDifference
 	// Was and Would are what it cost, as it was and as it would have been.
 	Was, Would Cost
 }
@@ -32,8 +36,8 @@ type Replayed struct {
 // Difference is one decision that would have been another.
 type Difference struct {
 	At      time.Time
-	Service string // NAMESPACE/NAME
-	Slot    int
+	Service string // or job, NAMESPACE/NAME
+	Slot    int    // or index of the job
 	// Was and Would are the nodes; empty where the task was, or would be, not
 	// placed then.
 	Was, Would string
@@ -44,6 +48,18 @@ func (d Difference) String() string {
 	return fmt.Sprintf("%s: %s.%d was placed on %s, and would be on %s", d.At.Format(time.RFC3339), d.Service, d.Slot, cmp.Or(d.Was, "no node"), cmp.Or(d.Would, "no node"))
 }
 
+// CronDifference is one decision about a cron job that would have been another.
+type CronDifference struct {
+	At         time.Time
+	CronJob    string // NAMESPACE/NAME
+	Was, Would CronDecision
+}
+
+// String is the difference in words.
+func (d CronDifference) String() string {
+	return fmt.Sprintf("%s: cron job %s: it was to %v, and would be to %v", d.At.Format(time.RFC3339), d.CronJob, d.Was, d.Would)
+}
+
 // Cost is what decisions about places led to.
 type Cost struct {
 	// Moved is how many tasks were on nodes that were lost or left.
@@ -51,7 +67,7 @@ type Cost struct {
 	// Imbalance is the standard deviation of the share of their CPU that nodes
 	// which are alive had promised, from 0 to 1, on average over the time.
 	Imbalance float64
-	// Unplaced is for how long services had tasks without a place, all added up.
+	// Unplaced is for how long services and jobs had tasks without a place, all added up.
 	Unplaced time.Duration
 }
 
@@ -68,12 +84,19 @@ const maxLogLine = 256 << 20
 
 // Replay decides again by a log that [WithRecorder] has written, with the
 // scheduler and the other options that are given, in a time that has nothing to do
-// with that of the log. At each moment it sees the fleet as it was, so it says of
-// each decision what it would have been then; what would have followed from
-// another it estimates: a task counts as on the node where it would have been
-// placed for as long as it was there. A log that ends in the middle of a line, as
-// that of a program that crashed does, is read up to there. The error is a
-// [*LogError] or the reader's.
+// with that of the log: where tasks of services and of jobs are placed, and when cron
+// jobs start and remove runs.
+//
+// It is open-loop: what is decided here changes nothing of what comes next in the
+// log. At each moment it sees the fleet as it was, so it says of each decision what it
+// would have been then, and not what would have followed from another. That it
+// estimates, as a [Cost]: a task counts as on the node where it would have been placed
+// for as long as it was there. A task that would not have failed elsewhere still
+// fails, and a run that would not have been started is still there the next time.
+//
+// A log with cron jobs takes [WithSchedules]; without, the error is [ErrNoSchedules].
+// One that ends in the middle of a line, as that of a program that crashed does, is
+// read up to there. Other errors are a [*LogError] or the reader's.
 func Replay(log io.Reader, opts ...Option) (*Replayed, error) {
 	f, err := New(nowhere{}, opts...)
 	if err != nil {
@@ -95,6 +118,12 @@ func Replay(log io.Reader, opts ...Option) (*Replayed, error) {
 		var e entry
 		if err := json.Unmarshal(text, &e); err != nil {
 			return nil, &LogError{line, "is no entry of a log: " + err.Error()}
+		}
+		if e.Look != nil {
+			if err := p.look(f, &e); err != nil {
+				return nil, err
+			}
+			continue
 		}
 		if err := p.read(&e); err != nil {
 			return nil, &LogError{line, err.Error()}
@@ -137,6 +166,7 @@ type replay struct {
 	tasks  map[string]*replayed // by key, as they are in the log
 	alive  map[string]bool
 	cpu    map[string]int64  // of nodes
+	nodes  []string          // of cpu, sorted: sums of fractions depend on their order
 	would  map[string]string // where the last plans placed what: by service and slot, the node
 	asked  map[string]time.Time
 	was    side
@@ -151,6 +181,7 @@ type replayed struct {
 	node, also string // and where it would be
 	cpu        int64
 	stopped    bool
+	over       bool // it has ended, and needs its place no more
 }
 
 // side is one of the two that are compared.
@@ -169,8 +200,8 @@ func (p *replay) read(e *entry) error {
 	if p.state == nil && !e.Load {
 		return errors.New("it does not begin with a snapshot")
 	}
-	if e.Load && e.Version != logVersion {
-		return fmt.Errorf("the log is of version %d; this reads version %d", e.Version, logVersion)
+	if e.Load && (e.Version < firstLogVersion || e.Version > logVersion) {
+		return fmt.Errorf("the log is of version %d; this reads version %d to %d", e.Version, firstLogVersion, logVersion)
 	}
 	if at.Before(p.now) && !e.Load {
 		at = p.now // terms of several leaders, whose clocks differ
@@ -190,6 +221,23 @@ func (p *replay) read(e *entry) error {
 	}
 }
 
+// look decides again about a cron job.
+func (p *replay) look(f *Fleet, e *entry) error {
+	l := e.Look
+	name := l.Namespace + "/" + l.Name
+	if f.opts.schedules == nil {
+		return fmt.Errorf("replay: the log has the cron job %s: %w", name, ErrNoSchedules)
+	}
+	at := time.Unix(0, e.At).UTC()
+	p.out.CronSteps++
+	if would := l.decide(f, at); would.equal(l.CronDecision) {
+		p.out.SameCronSteps++
+	} else {
+		p.out.CronDifferences = append(p.out.CronDifferences, CronDifference{At: at, CronJob: name, Was: l.CronDecision, Would: would})
+	}
+	return nil
+}
+
 // pass lets time go by.
 func (p *replay) pass(at time.Time) {
 	d := at.Sub(p.now)
@@ -205,8 +253,8 @@ func (p *replay) pass(at time.Time) {
 
 func (p *replay) imbalance(s *side) float64 {
 	var n, sum, squares float64
-	for id, capacity := range p.cpu {
-		if p.alive[id] && capacity > 0 {
+	for _, id := range p.nodes {
+		if capacity := p.cpu[id]; p.alive[id] && capacity > 0 {
 			x := float64(s.load[id]) / float64(capacity)
 			n, sum, squares = n+1, sum+x, squares+x*x
 		}
@@ -236,13 +284,18 @@ func (p *replay) load(e *entry) error {
 	}
 	slices.SortFunc(snapshot.Items, func(a, b store.Item) int { return strings.Compare(a.Key, b.Key) })
 	old := p.tasks
-	p.tasks, p.alive, p.cpu = map[string]*replayed{}, map[string]bool{}, map[string]int64{}
+	p.tasks, p.alive, p.cpu, p.nodes = map[string]*replayed{}, map[string]bool{}, map[string]int64{}, nil
 	p.would, p.asked = map[string]string{}, map[string]time.Time{}
 	was, would := p.was.imbalance, p.wouldB.imbalance
 	p.was, p.wouldB = newSide(), newSide()
 	p.was.imbalance, p.wouldB.imbalance = was, would
 	for _, i := range snapshot.Items {
 		p.note(store.Change{Item: i}, old)
+	}
+	for _, i := range snapshot.Items {
+		if strings.HasPrefix(i.Key, record.Statuses) { // which are before the tasks
+			p.note(store.Change{Item: i}, old)
+		}
 	}
 	p.state = control.NewState(p.config)
 	p.state.Load(snapshot, p.now)
@@ -279,18 +332,43 @@ func (p *replay) note(c store.Change, before map[string]*replayed) {
 		p.alive[key[len(record.Alive):]] = !c.Deleted
 	case strings.HasPrefix(key, record.Nodes):
 		id := key[len(record.Nodes):]
-		delete(p.cpu, id)
+		i, had := slices.BinarySearch(p.nodes, id)
 		var rec record.Node
-		if !c.Deleted && json.Unmarshal(c.Item.Value, &rec) == nil {
+		switch {
+		case c.Deleted || json.Unmarshal(c.Item.Value, &rec) != nil:
+			delete(p.cpu, id)
+			if had {
+				p.nodes = slices.Delete(p.nodes, i, i+1)
+			}
+		default:
 			p.cpu[id] = rec.Capacity.CPU
+			if !had {
+				p.nodes = slices.Insert(p.nodes, i, id)
+			}
 		}
-	case strings.HasPrefix(key, record.Rollouts):
-		var rec record.Rollout
-		service := key[len(record.Rollouts):]
-		delete(p.was.unplaced, service)
-		if !c.Deleted && json.Unmarshal(c.Item.Value, &rec) == nil && rec.Unplaced != "" {
-			p.was.unplaced[service] = true
+	case strings.HasPrefix(key, record.Statuses):
+		var rec record.Status
+		if t := p.tasks[record.Tasks+key[len(record.Statuses):]]; t != nil && !c.Deleted && json.Unmarshal(c.Item.Value, &rec) == nil && rec.State.Final() {
+			p.leave(t)
 		}
+	default:
+		p.was.note(key, c.Item.Value, c.Deleted)
+	}
+}
+
+// note keeps whether a service or a job has tasks without a place, in the words of
+// its rollout or its run.
+func (s *side) note(key string, value []byte, deleted bool) {
+	name, ok := strings.CutPrefix(key, record.Rollouts)
+	if !ok {
+		if name, ok = strings.CutPrefix(key, record.Runs); !ok {
+			return
+		}
+	}
+	delete(s.unplaced, name) // a service and a job do not share a name
+	var rec struct{ Unplaced string }
+	if !deleted && json.Unmarshal(value, &rec) == nil && rec.Unplaced != "" {
+		s.unplaced[name] = true
 	}
 }
 
@@ -299,8 +377,7 @@ func (p *replay) noteTask(c store.Change, before map[string]*replayed) {
 	t := p.tasks[key]
 	if c.Deleted {
 		if t != nil {
-			p.was.load[t.node] -= t.cpu
-			p.wouldB.load[t.also] -= t.cpu
+			p.leave(t)
 			delete(p.tasks, key)
 		}
 		return
@@ -313,7 +390,7 @@ func (p *replay) noteTask(c store.Change, before map[string]*replayed) {
 		t = &replayed{service: rec.Namespace + "/" + rec.Service, slot: rec.Slot, node: rec.Node, also: rec.Node, cpu: rec.Request.Resources.CPU}
 		if o := before[key]; o != nil {
 			t.also = o.also
-		} else if p.state != nil && before == nil && rec.Job == nil && !rec.Erase {
+		} else if p.state != nil && before == nil && !rec.Erase {
 			p.compare(t)
 		}
 		p.tasks[key] = t
@@ -326,6 +403,16 @@ func (p *replay) noteTask(c store.Change, before map[string]*replayed) {
 			p.moved(t)
 		}
 	}
+}
+
+// leave has a task need its place no more.
+func (p *replay) leave(t *replayed) {
+	if t.over {
+		return
+	}
+	t.over = true
+	p.was.load[t.node] -= t.cpu
+	p.wouldB.load[t.also] -= t.cpu
 }
 
 // compare says whether a task that was placed would be placed there again.
@@ -355,7 +442,7 @@ func (p *replay) moved(t *replayed) {
 	// Of those that would have been elsewhere, the ones that would have been here
 	// have to leave instead.
 	for _, o := range p.tasks {
-		if o != t && !o.stopped && o.also == t.node && o.node != t.node {
+		if o != t && !o.stopped && !o.over && o.also == t.node && o.node != t.node {
 			p.out.Would.Moved++
 			p.wouldB.load[o.also] -= o.cpu
 			o.also = o.node // and are from then on where they were
@@ -388,13 +475,8 @@ func (p *replay) plan() {
 				slot := slotOf(rec.Namespace+"/"+rec.Service, rec.Slot)
 				p.would[slot], p.asked[slot] = rec.Node, p.now
 			}
-		case strings.HasPrefix(w.Key, record.Rollouts):
-			var rec record.Rollout
-			service := w.Key[len(record.Rollouts):]
-			delete(p.wouldB.unplaced, service)
-			if !w.Delete && json.Unmarshal(w.Value, &rec) == nil && rec.Unplaced != "" {
-				p.wouldB.unplaced[service] = true
-			}
+		default:
+			p.wouldB.note(w.Key, w.Value, w.Delete)
 		}
 	}
 }

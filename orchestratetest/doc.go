@@ -44,7 +44,8 @@
 //
 // [Replay] decides again by the log of a fleet, a simulated or a real one, that
 // [orchestrate.WithRecorder] has written: with the current code, or with another
-// strategy.
+// strategy. It is open-loop, and says what would have been decided; what would have
+// followed is for a simulation to say.
 //
 // # Limits
 //

@@ -212,9 +212,7 @@ func (p *plane) boot() error {
 		opts = append(opts, orchestrate.WithLogger(w.scenario.Logger))
 	}
 	opts = append(opts, w.trafficOptions()...)
-	if w.scenario.Options != nil {
-		opts = append(opts, w.scenario.Options()...)
-	}
+	opts = append(opts, w.options()...)
 	fleet, err := orchestrate.New(client{w.shared, p.actor}, opts...)
 	if err != nil {
 		return err

@@ -29,7 +29,8 @@ type Scenario struct {
 	ControlPlanes int
 	// Options are further options of each control plane, such as
 	// [orchestrate.WithScheduler] with a strategy of your own. It is called each
-	// time that one starts.
+	// time that one starts. Schedules of cron jobs are read by package cron, unless
+	// it has another [orchestrate.WithSchedules].
 	Options func() []orchestrate.Option
 	// Agent may change the options of each node's agent before it starts, such as
 	// its drivers.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/orchestrate-go/orchestrate"
+	"github.com/orchestrate-go/orchestrate/cron"
 	"github.com/orchestrate-go/orchestrate/internal/moment"
 	"github.com/orchestrate-go/orchestrate/network"
 	"github.com/orchestrate-go/orchestrate/scheduler"
@@ -130,12 +131,13 @@ func newWorld(s Scenario) (*world, error) {
 	return w, nil
 }
 
-// options are those of the scenario.
+// options are those of the scenario, and before them what all fleets have.
 func (w *world) options() []orchestrate.Option {
-	if w.scenario.Options == nil {
-		return nil
+	opts := []orchestrate.Option{orchestrate.WithSchedules(cron.Parse)}
+	if w.scenario.Options != nil {
+		opts = append(opts, w.scenario.Options()...)
 	}
-	return w.scenario.Options()
+	return opts
 }
 
 // since is the virtual time since the begin.

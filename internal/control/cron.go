@@ -38,10 +38,10 @@ type Cron struct {
 
 // CronJobRun is a run of a cron job that there is.
 type CronJobRun struct {
-	Name  string
-	At    time.Time
-	State record.RunState // not final: it goes on
-	Ended time.Time
+	Name  string          `json:"name"`
+	At    time.Time       `json:"at"`
+	State record.RunState `json:"state,omitempty"` // not final: it goes on
+	Ended time.Time       `json:"ended,omitzero"`
 }
 
 // CronStep is what is to be done about a cron job now.
