@@ -56,7 +56,7 @@ func (c *crash) check(what, op string, stored bool) {
 		completed(t, f, "web")
 		c.checkRunning(what, f)
 	case "restart":
-		if err := restarted(t.Context(), f); err != nil {
+		if err := settled(t.Context(), f); err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}
 		c.checkRunning(what, f)
@@ -97,7 +97,7 @@ func (c *crash) checkRunning(what string, f *Fleet) {
 	t := c.t
 	// On a busy machine a task that was ready may have missed a check since, and
 	// may even have been restarted for it.
-	if err := settled(t.Context(), f, 0); err != nil {
+	if err := settled(t.Context(), f); err != nil {
 		t.Fatalf("%s: %v", what, err)
 	}
 	c.buried(what, f)

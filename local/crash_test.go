@@ -160,7 +160,7 @@ func crashProgram(what string) error {
 	switch op {
 	case "recover":
 	case "restart":
-		if err := restarted(ctx, f); err != nil {
+		if err := settled(ctx, f); err != nil {
 			return err
 		}
 	default:
@@ -177,11 +177,9 @@ func crashProgram(what string) error {
 	return errors.Join(err, f.Close())
 }
 
-// restarted waits until a container has been restarted, and all of them are ready.
-func restarted(ctx context.Context, f *Fleet) error { return settled(ctx, f, 1) }
-
-// settled waits until all containers are ready, so many of them after a restart.
-func settled(ctx context.Context, f *Fleet, restarts int) error {
+// settled waits until all containers are ready, and are those that run: one that
+// was killed while no program ran is ready by the last that was said of it.
+func settled(ctx context.Context, f *Fleet) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	events, err := f.Watch(ctx)
@@ -193,19 +191,25 @@ func settled(ctx context.Context, f *Fleet, restarts int) error {
 		if err != nil {
 			return err
 		}
-		again := 0
 		up := func(t orchestrate.Task) bool {
-			again += t.Restarts
-			return t.State == orchestrate.Ready && len(t.Containers) == 1 && t.Containers[0].Running
+			return t.State == orchestrate.Ready && len(t.Containers) == 1 && t.Containers[0].Running && lives(t.Containers[0].PID)
 		}
 		list = slices.DeleteFunc(list, func(t orchestrate.Task) bool { return !up(t) })
-		if len(list) == crashReplicas && again >= restarts {
+		if len(list) == crashReplicas {
 			return nil
 		}
 		if _, ok := <-events; !ok {
-			return fmt.Errorf("%d of %d tasks are ready, after %d restarts: %w", len(list), crashReplicas, again, context.Cause(ctx))
+			return fmt.Errorf("%d of %d tasks are ready: %w", len(list), crashReplicas, context.Cause(ctx))
 		}
 	}
+}
+
+// lives reports whether a process is there, and has not ended.
+func lives(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	// proc_pid_stat(5): the state follows the name, which is in brackets.
+	_, state, _ := strings.Cut(string(stat[max(0, strings.LastIndexByte(string(stat), ')')):]), " ")
+	return err == nil && state != "" && state[0] != 'Z' && state[0] != 'X'
 }
 
 // program is a started crashProgram.
