@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/orchestrate-go/orchestrate/internal/leak"
 )
 
 // What the kernel says, whatever agents and the store do.
@@ -23,15 +25,11 @@ import (
 func (w *world) containers() map[string]map[string]int {
 	states := map[string]string{} // nodes by state folder
 	all := map[string]map[string]int{}
+	for node, state := range w.states() {
+		states[state] = node
+	}
 	for _, node := range w.nodes {
 		all[node] = map[string]int{}
-		_ = w.Host(node).Do(func() error {
-			entries, err := os.ReadDir("/run/orchestrate")
-			for _, e := range entries {
-				states[e.Name()] = node
-			}
-			return err
-		})
 	}
 	entries, _ := os.ReadDir("/proc")
 	for _, e := range entries {
@@ -56,6 +54,21 @@ func (w *world) containers() map[string]map[string]int {
 			task, _, _ := cutContainer(filepath.Base(id))
 			all[node][task] = pid
 		}
+	}
+	return all
+}
+
+// states are the names of the state folders of the nodes' runtimes.
+func (w *world) states() map[string]string {
+	all := map[string]string{}
+	for _, node := range w.nodes {
+		_ = w.Host(node).Do(func() error {
+			entries, err := os.ReadDir("/run/orchestrate")
+			for _, e := range entries {
+				all[node] = e.Name()
+			}
+			return err
+		})
 	}
 	return all
 }
@@ -115,4 +128,41 @@ func (w *world) read(node string) (slot string, lines []string, err error) {
 
 func (w *world) ledgerURL(node string) string {
 	return "http://" + netip.AddrPortFrom(w.address(node), ledgerPort).String()
+}
+
+// look takes stock of a host. What is found by /proc and by cgroups is that of all
+// hosts.
+func (w *world) look(host string) (m leak.Machine) {
+	w.Helper()
+	h := w.Host(host)
+	err := h.Do(func() (err error) {
+		m, err = leak.Look(filepath.Join(h.Dir, "state"))
+		return err
+	})
+	if err != nil {
+		w.Fatal(err)
+	}
+	return m
+}
+
+// nothingOn fails the test if anything of an agent is left on its machine. State is
+// the name of the state folder that its runtime had.
+func (w *world) nothingOn(node, state string) {
+	w.Helper()
+	for _, left := range w.look(node).Since(w.pristine[node]) {
+		if kind, what, _ := strings.Cut(left, ": "); w.belongs(node, state, kind, what) {
+			w.Errorf("left on %s: %s", node, left)
+		}
+	}
+}
+
+// belongs reports whether something that was found on a host is the host's.
+func (w *world) belongs(node, state, kind, what string) bool {
+	switch kind {
+	case "open file": // of this program
+		return false
+	case "process", "cgroup":
+		return strings.Contains(what, "/"+state) || strings.Contains(what, w.Host(node).Dir)
+	}
+	return true
 }

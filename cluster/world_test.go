@@ -14,7 +14,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -22,7 +21,6 @@ import (
 	"testing"
 	"time"
 
-	containerdlog "github.com/containerd/log"
 	"go.uber.org/goleak"
 
 	"github.com/orchestrate-go/orchestrate"
@@ -31,10 +29,9 @@ import (
 	"github.com/orchestrate-go/orchestrate/health"
 	"github.com/orchestrate-go/orchestrate/identity"
 	"github.com/orchestrate-go/orchestrate/internal/leak"
-	"github.com/orchestrate-go/orchestrate/network/overlay"
-	"github.com/orchestrate-go/orchestrate/network/overlay/wireguard"
 	"github.com/orchestrate-go/orchestrate/runtime"
 	"github.com/orchestrate-go/orchestrate/runtime/image"
+	"github.com/orchestrate-go/orchestrate/store/etcd/embed"
 	"github.com/orchestrate-go/orchestrate/volume"
 )
 
@@ -87,163 +84,16 @@ func testMain(m *testing.M) int {
 		return fail(fmt.Errorf("build the containers' program: %w\n%s", err, out))
 	}
 	code := m.Run()
-	if code == 0 {
-		if err := goleak.Find(); err != nil {
-			return fail(err)
+	// Connections between members of etcd may take their five seconds to end.
+	for end := time.Now().Add(15 * time.Second); code == 0; {
+		if err = goleak.Find(); err == nil || time.Now().After(end) {
+			break
 		}
+	}
+	if err != nil {
+		return fail(err)
 	}
 	return code
-}
-
-// machine is one of a fleet.
-type machine struct {
-	Role    string // "control" or "agent"
-	Name    string
-	Dir     string
-	Program string
-	Shared  string // a folder of the test's, for what machines hand to each other
-
-	Members map[string]netip.Addr // control planes
-	Nodes   []string              // names, of agents
-
-	Encrypt bool // what goes between nodes
-
-	LeaderTTL, NodeTTL, LostAfter, FenceGrace time.Duration
-	Level                                     slog.Level
-}
-
-// Files of the shared folder.
-const (
-	fileCert, fileKey = "authority.pem", "authority-key.pem"
-	fileToken         = "token." // and the name of who joins
-	operator          = "operator"
-)
-
-// beMachine runs a machine until SIGTERM.
-func beMachine(text string) error {
-	var m machine
-	if err := json.Unmarshal([]byte(text), &m); err != nil {
-		return err
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer stop()
-	if err := containerdlog.SetLevel("error"); err != nil {
-		return err
-	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: m.Level}))
-	if m.Role == "control" {
-		return m.control(ctx, log)
-	}
-	return m.agent(ctx, log)
-}
-
-func (m *machine) shared(name string) string { return filepath.Join(m.Shared, name) }
-
-func (m *machine) control(ctx context.Context, log *slog.Logger) error {
-	cert, err1 := os.ReadFile(m.shared(fileCert))
-	key, err2 := os.ReadFile(m.shared(fileKey))
-	if err := errors.Join(err1, err2); err != nil {
-		return err
-	}
-	authority, err := identity.ParseAuthority(cert, key)
-	if err != nil {
-		return err
-	}
-	c, err := cluster.OpenControl(ctx, m.Dir, cluster.ControlOptions{
-		Name: m.Name, Members: m.Members, Authority: authority, Logger: log,
-		Fleet: []orchestrate.Option{
-			orchestrate.WithLeaseTTL(m.LeaderTTL), orchestrate.WithLostAfter(m.LostAfter), orchestrate.WithLossLimit("1000"),
-		},
-	})
-	if err != nil {
-		return err
-	}
-	if m.Name == "a" {
-		for _, name := range append([]string{operator}, m.Nodes...) {
-			if _, err := os.Stat(m.shared(fileToken + name)); err == nil {
-				continue
-			}
-			newToken := c.NewToken
-			if name == operator {
-				newToken = c.NewClientToken
-			}
-			token, err := newToken(ctx, name)
-			if err == nil {
-				err = os.WriteFile(m.shared(fileToken+name+".new"), []byte(token), 0o600)
-			}
-			if err == nil {
-				err = os.Rename(m.shared(fileToken+name+".new"), m.shared(fileToken+name))
-			}
-			if err != nil {
-				return errors.Join(err, c.Close())
-			}
-		}
-	}
-	fmt.Println("ready")
-	select {
-	case <-ctx.Done():
-	case <-c.Done():
-	}
-	return c.Close()
-}
-
-// waitFile reads a file that another machine makes.
-func waitFile(ctx context.Context, path string) (string, error) {
-	for {
-		data, err := os.ReadFile(path)
-		if err == nil || !errors.Is(err, os.ErrNotExist) {
-			return string(data), err
-		}
-		select {
-		case <-ctx.Done():
-			return "", fmt.Errorf("wait for %s: %w", path, ctx.Err())
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-}
-
-func (m *machine) agent(ctx context.Context, log *slog.Logger) error {
-	token, err := waitFile(ctx, m.shared(fileToken+m.Name))
-	if err != nil {
-		return err
-	}
-	var control []netip.Addr
-	for _, a := range m.Members {
-		control = append(control, a)
-	}
-	var encryption overlay.Encryption
-	if m.Encrypt {
-		encryption = wireguard.New(wireguard.Options{})
-	}
-	a, err := cluster.OpenAgent(ctx, m.Dir, cluster.AgentOptions{
-		Name: m.Name, Address: ownAddress(control[0]), Control: control, Token: token,
-		LeaseTTL: m.NodeTTL, FenceGrace: m.FenceGrace, BindRoots: []string{m.Shared}, Logger: log,
-		Encryption: encryption,
-	})
-	if err != nil {
-		return err
-	}
-	if img, err := image.FromBinary(testImage, m.Program, image.Options{}); err != nil {
-		return errors.Join(err, a.Close())
-	} else if _, err := a.Load(ctx, img); err != nil {
-		return errors.Join(err, a.Close())
-	}
-	fmt.Println("ready")
-	select {
-	case <-ctx.Done():
-	case <-a.Done():
-	}
-	return a.Close()
-}
-
-// ownAddress is this machine's on the way to another: nothing is sent.
-func ownAddress(to netip.Addr) netip.Addr {
-	c, err := net.Dial("udp", netip.AddrPortFrom(to, 9).String())
-	if err != nil {
-		return netip.Addr{}
-	}
-	defer c.Close()
-	return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr()
 }
 
 const testImage = "orchestrate.test/program:1"
@@ -253,16 +103,19 @@ type world struct {
 	testing.TB
 	*clustertest.Cluster
 	fleet    *cluster.Client
-	image    string // with its digest
+	control  *cluster.Control // control plane a, if it is of this process
+	image    string           // with its digest
 	controls []string
 	nodes    []string
 	opts     worldOptions
+	pristine map[string]leak.Machine // of nodes before their agents began, with opts.here
 }
 
 type worldOptions struct {
 	controls, nodes int
 	v6              bool // the machines talk by IPv6
 	encrypt         bool
+	here            bool // control plane a is of the test's own process, for its calls
 	cluster         clustertest.Options
 
 	leaderTTL, nodeTTL, lostAfter, fenceGrace time.Duration
@@ -283,7 +136,11 @@ func newWorld(t testing.TB, opts worldOptions) *world {
 	for i := range opts.nodes {
 		w.nodes = append(w.nodes, fmt.Sprintf("n%d", i+1))
 	}
-	opts.cluster.Names, opts.cluster.Dir = slices.Concat(w.controls, w.nodes), folders
+	hosts := slices.Concat(w.controls, w.nodes)
+	if opts.here {
+		hosts = hosts[1:]
+	}
+	opts.cluster.Names, opts.cluster.Dir = hosts, folders
 	if w.Cluster, err = clustertest.New(opts.cluster); err != nil {
 		t.Fatal(err)
 	}
@@ -325,10 +182,19 @@ func newWorld(t testing.TB, opts worldOptions) *world {
 		t.Fatal(err)
 	}
 	w.image = runtime.Pinned(testImage, img.Digest())
-	for _, name := range slices.Concat(w.controls, w.nodes) {
+	if opts.here {
+		w.pristine = map[string]leak.Machine{}
+		for _, node := range w.nodes {
+			w.pristine[node] = w.look(node)
+		}
+	}
+	for _, name := range hosts {
 		w.start(name)
 	}
-	w.ready(slices.Concat(w.controls, w.nodes)...)
+	if opts.here {
+		w.openControl(authority)
+	}
+	w.ready(hosts...)
 	token, err := os.ReadFile(w.shared(fileToken + operator))
 	if err != nil {
 		t.Fatal(err)
@@ -349,9 +215,45 @@ func newWorld(t testing.TB, opts worldOptions) *world {
 	return w
 }
 
+// openControl opens control plane a in this process.
+func (w *world) openControl(authority *identity.Authority) {
+	w.Helper()
+	ctx, cancel := context.WithTimeout(w.Context(), time.Minute)
+	defer cancel()
+	var err error
+	w.control, err = cluster.OpenControl(ctx, filepath.Join(w.Dir(), "a"), cluster.ControlOptions{
+		Name: "a", Members: w.members(), Authority: authority, Fleet: fleetOptions(w.opts.leaderTTL, w.opts.lostAfter),
+	})
+	if err == nil {
+		err = handTokens(ctx, w.control, w.shared(""), w.nodes)
+	}
+	w.Cleanup(func() {
+		if w.control == nil {
+			return
+		}
+		if err := w.control.Close(); err != nil {
+			w.Error(err)
+		}
+	})
+	if err != nil {
+		w.Fatal(err)
+	}
+}
+
+func (w *world) members() map[string]netip.Addr {
+	all := map[string]netip.Addr{}
+	for _, c := range w.controls {
+		all[c] = w.address(c)
+	}
+	return all
+}
+
 func (w *world) shared(name string) string { return filepath.Join(w.Dir(), "shared", name) }
 
 func (w *world) address(name string) netip.Addr {
+	if w.opts.here && name == w.controls[0] {
+		return w.IPv4
+	}
 	if w.opts.v6 {
 		return w.Host(name).IPv6
 	}
@@ -366,7 +268,10 @@ func (w *world) addresses(names []string) (all []netip.Addr) {
 }
 
 // start starts a machine's program, for the first time or again.
-func (w *world) start(name string) *clustertest.Process {
+func (w *world) start(name string) *clustertest.Process { return w.startJoining(name, nil) }
+
+// startJoining starts it as what was invited, if it was.
+func (w *world) startJoining(name string, join *embed.Invitation) *clustertest.Process {
 	w.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -375,15 +280,12 @@ func (w *world) start(name string) *clustertest.Process {
 	h := w.Host(name)
 	m := machine{
 		Role: "control", Name: name, Dir: filepath.Join(h.Dir, "state"), Program: program, Shared: w.shared(""),
-		Members: map[string]netip.Addr{}, Nodes: w.nodes,
-		Encrypt: w.opts.encrypt, LeaderTTL: w.opts.leaderTTL, NodeTTL: w.opts.nodeTTL, LostAfter: w.opts.lostAfter, FenceGrace: w.opts.fenceGrace,
+		Members: w.members(), Nodes: w.nodes, Join: join,
+		Encrypt: w.opts.encrypt, Stay: w.opts.here, LeaderTTL: w.opts.leaderTTL, NodeTTL: w.opts.nodeTTL, LostAfter: w.opts.lostAfter, FenceGrace: w.opts.fenceGrace,
 		Level: slog.LevelWarn,
 	}
 	if slices.Contains(w.nodes, name) {
 		m.Role = "agent"
-	}
-	for _, c := range w.controls {
-		m.Members[c] = w.address(c)
 	}
 	text, err := json.Marshal(m)
 	if err != nil {
@@ -411,6 +313,11 @@ func (w *world) ready(names ...string) {
 			return strings.Contains(p.Output(1<<20), "ready\n")
 		})
 	}
+}
+
+// said is how often a machine's programs have said a line.
+func (w *world) said(name, line string) int {
+	return strings.Count(w.process(name).Output(1<<20), line)
 }
 
 // until waits for what must come to be.
@@ -496,7 +403,12 @@ var client = &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{
 
 // get asks a node.
 func (w *world) get(node string, port uint16, path string) (string, error) {
-	resp, err := client.Get("http://" + netip.AddrPortFrom(w.address(node), port).String() + path)
+	return w.getAt(w.address(node), port, path)
+}
+
+// getAt asks an address.
+func (w *world) getAt(at netip.Addr, port uint16, path string) (string, error) {
+	resp, err := client.Get("http://" + netip.AddrPortFrom(at, port).String() + path)
 	if err != nil {
 		return "", err
 	}

@@ -9,7 +9,8 @@
 //	ledger  that too; and it keeps the lines that it gets by POST /add in /data/lines, on disk before
 //	        it answers, and answers all of them to GET /lines
 //
-// Each answer has the hostname in its header Host-Name.
+// Each answer has the hostname in its header Host-Name. GET /from answers the
+// address that the request comes from.
 package main
 
 import (
@@ -17,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -40,6 +42,10 @@ func run(role string) error {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, host) })
+	mux.HandleFunc("GET /from", func(w http.ResponseWriter, r *http.Request) {
+		from, _, _ := net.SplitHostPort(r.RemoteAddr)
+		fmt.Fprintln(w, host, from)
+	})
 	switch role {
 	case "web":
 	case "alone", "ledger":

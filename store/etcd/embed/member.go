@@ -102,7 +102,7 @@ func (m *Member) ready(ctx context.Context) error {
 		return ctx.Err()
 	}
 	for m.etcd.Server.IsLearner() {
-		_, err := m.admin.MemberPromote(ctx, uint64(m.etcd.Server.MemberID()))
+		err := m.promote(ctx)
 		switch {
 		case err == nil, errors.Is(err, rpctypes.ErrMemberNotLearner):
 		case ctx.Err() != nil:
