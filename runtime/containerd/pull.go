@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"github.com/containerd/containerd/v2/client"
@@ -182,20 +183,37 @@ func (s *store) lookup(ctx context.Context, ref string) (*bundle, error) {
 	return s.unpacked(ctx, img, s.platform(img))
 }
 
-// get returns the image known by ref, or by its full name: archives of docker
-// save are imported under full names.
+// get returns the image known by ref, or else by another way to write that name:
+// archives of docker save are imported under full names, and other images under
+// what they were built as or asked for.
 func (s *store) get(ctx context.Context, ref string) (images.Image, error) {
-	img, err := s.client.ImageService().Get(ctx, ref)
-	if !errdefs.IsNotFound(err) {
-		return img, err
+	for _, name := range waysToWrite(ref) {
+		img, err := s.client.ImageService().Get(ctx, name)
+		if !errdefs.IsNotFound(err) {
+			return img, err
+		}
 	}
-	if named, parseErr := reference.ParseDockerRef(ref); parseErr == nil && named.String() != ref {
-		img, err = s.client.ImageService().Get(ctx, named.String())
+	return images.Image{}, runtime.ErrImageNotFound
+}
+
+// waysToWrite returns ref and the other names that mean the same: with and without
+// Docker Hub's own, and the tag that is meant where there is none.
+func waysToWrite(ref string) []string {
+	all := []string{ref}
+	named, err := reference.ParseDockerRef(ref)
+	if err != nil {
+		return all
 	}
-	if errdefs.IsNotFound(err) {
-		return img, runtime.ErrImageNotFound
+	also := []string{named.String(), reference.FamiliarString(named)}
+	if tagged, ok := named.(reference.Tagged); ok && tagged.Tag() == "latest" {
+		also = append(also, named.Name(), reference.FamiliarName(named))
 	}
-	return img, err
+	for _, name := range also {
+		if !slices.Contains(all, name) {
+			all = append(all, name)
+		}
+	}
+	return all
 }
 
 // platform is the one that the image was pulled for.

@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	"github.com/orchestrate-go/orchestrate/runtime"
+	"github.com/orchestrate-go/orchestrate/runtime/image"
 )
 
 // roots remembers the folder of each runtime that a harness opened.
@@ -350,5 +351,48 @@ func TestImportDockerSave(t *testing.T) {
 	}
 	if _, err := rt.Pull(t.Context(), "app:7", runtime.PullOptions{Policy: runtime.PullNever}); !errors.Is(err, runtime.ErrImageNotFound) {
 		t.Errorf("after RemoveImage: got %v, want ErrImageNotFound", err)
+	}
+}
+
+// An image is known by each way to write its name, whichever it was brought by.
+func TestWaysToWriteAReference(t *testing.T) {
+	rt := open(t, t.TempDir())
+	for brought, others := range map[string][]string{
+		"short:7":                   {"docker.io/library/short:7", "library/short:7", "index.docker.io/library/short:7"},
+		"untagged":                  {"untagged:latest", "docker.io/library/untagged", "docker.io/library/untagged:latest"},
+		"tagged:latest":             {"tagged", "docker.io/library/tagged"},
+		"docker.io/library/full:1":  {"full:1", "library/full:1"},
+		"acme/app":                  {"acme/app:latest", "docker.io/acme/app", "docker.io/acme/app:latest"},
+		"host.test:5000/team/app":   {"host.test:5000/team/app:latest"},
+		"host.test/team/app:latest": {"host.test/team/app"},
+	} {
+		img, err := image.FromBinary(brought, program, image.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		archive := img.Reader()
+		if _, err := rt.Import(t.Context(), archive); err != nil {
+			t.Fatal(err)
+		}
+		if err := archive.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for _, ref := range append(others, brought) {
+			never := runtime.PullOptions{Policy: runtime.PullNever}
+			got, err := rt.Pull(t.Context(), ref, never)
+			if err != nil {
+				t.Errorf("%s by the name %s: %v", brought, ref, err)
+				continue
+			}
+			if digest, err := rt.Resolve(t.Context(), ref, never); err != nil || digest != got.Digest {
+				t.Errorf("resolve %s, which is %s: got %q, %v; want %q", ref, brought, digest, err, got.Digest)
+			}
+		}
+		if err := rt.RemoveImage(t.Context(), others[0]); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := rt.Pull(t.Context(), brought, runtime.PullOptions{Policy: runtime.PullNever}); !errors.Is(err, runtime.ErrImageNotFound) {
+			t.Errorf("%s after RemoveImage(%s): got %v, want ErrImageNotFound", brought, others[0], err)
+		}
 	}
 }
