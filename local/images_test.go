@@ -388,3 +388,55 @@ func TestResourcesChangeInPlace(t *testing.T) {
 	completed(t, f, "app")
 	limits("lowered", 48*orchestrate.MiB)
 }
+
+// An image is in use by whatever names it, however that is spelled.
+func TestRemoveImageInUse(t *testing.T) {
+	f := openFleet(t)
+	img := build(t, "held", "one")
+	pinned := "held@" + img.Digest()
+	job := func(ref string) orchestrate.Job {
+		return orchestrate.Job{Name: "job", Suspend: true, Template: orchestrate.Template{Containers: []orchestrate.Container{{Image: ref}}}}
+	}
+	none := func(ref string) orchestrate.Service {
+		s := service("service", 0)
+		s.Replicas, s.Containers[0].Image = orchestrate.None, ref
+		return s
+	}
+	run := job("held")
+	run.Name, run.Suspend = "", false
+	for _, tt := range []struct {
+		name   string
+		uses   string
+		object orchestrate.Object
+		ref    string
+		used   bool
+	}{
+		{"a service", "service", none("held"), "held", true},
+		{"a service, by the tag that is meant", "service", none("held"), "held:latest", true},
+		{"a service, by the full name", "service", none("docker.io/library/held"), "held", true},
+		{"a service, by a digest", "service", none(pinned), "held", true},
+		{"a service, and its digest is removed", "service", none("held"), pinned, true},
+		{"another digest", "service", none("held"), "held@sha256:" + strings.Repeat("0", 64), false},
+		{"another tag", "service", none("held"), "held:2", false},
+		{"a job", "job", job("held"), "held", true},
+		{"a cron job", "cron", orchestrate.CronJob{Name: "cron", Schedule: "@yearly", Job: run}, "held", true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if _, err := f.Load(t.Context(), img); err != nil {
+				t.Fatal(err)
+			}
+			apply(t, f, tt.object)
+			var used *orchestrate.InUseError
+			err := f.RemoveImage(t.Context(), tt.ref)
+			if errors.As(err, &used) != tt.used || !tt.used && err != nil {
+				t.Errorf("RemoveImage(%s): got %v, want an InUseError: %v", tt.ref, err, tt.used)
+			}
+			if err := f.Remove(t.Context(), tt.uses); err != nil {
+				t.Fatal(err)
+			}
+			if err := f.RemoveImage(t.Context(), "held"); err != nil {
+				t.Errorf("RemoveImage of what nobody names: %v", err)
+			}
+		})
+	}
+}

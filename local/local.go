@@ -14,7 +14,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
@@ -279,41 +278,6 @@ func (f *Fleet) Load(ctx context.Context, img *image.Image) (runtime.Image, erro
 		return runtime.Image{}, err
 	}
 	return images[0], nil
-}
-
-// RemoveImage deletes an image by its reference, and what was pinned by that.
-// One that a service names is an [*orchestrate.InUseError].
-func (f *Fleet) RemoveImage(ctx context.Context, ref string) error {
-	services, err := f.List(ctx, "")
-	if err != nil {
-		return err
-	}
-	var users []string
-	for _, s := range services {
-		for _, c := range slices.Concat(s.Init, s.Sidecars, s.Containers) {
-			if c.Image == ref {
-				users = append(users, s.Namespace+"/"+s.Name)
-				break
-			}
-		}
-	}
-	if len(users) > 0 {
-		return &orchestrate.InUseError{Kind: "image", Name: ref, Services: users}
-	}
-	if _, digest := runtime.CutDigest(ref); digest == "" {
-		present, err := f.runtime.Images(ctx)
-		if err != nil {
-			return err
-		}
-		for _, img := range present {
-			if name, digest := runtime.CutDigest(img.Ref); digest != "" && name == ref {
-				if err := f.runtime.RemoveImage(ctx, img.Ref); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	return f.runtime.RemoveImage(ctx, ref)
 }
 
 // Node is the ID of this machine in the fleet.
