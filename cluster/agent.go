@@ -24,6 +24,7 @@ import (
 	"github.com/orchestrate-go/orchestrate/health"
 	"github.com/orchestrate-go/orchestrate/identity"
 	"github.com/orchestrate-go/orchestrate/internal/machine"
+	"github.com/orchestrate-go/orchestrate/internal/record"
 	"github.com/orchestrate-go/orchestrate/network/bridge"
 	"github.com/orchestrate-go/orchestrate/network/overlay"
 	"github.com/orchestrate-go/orchestrate/node"
@@ -32,6 +33,7 @@ import (
 	"github.com/orchestrate-go/orchestrate/runtime/containerd"
 	"github.com/orchestrate-go/orchestrate/runtime/image"
 	"github.com/orchestrate-go/orchestrate/scheduler"
+	"github.com/orchestrate-go/orchestrate/store"
 	"github.com/orchestrate-go/orchestrate/store/etcd"
 	"github.com/orchestrate-go/orchestrate/volume/local"
 )
@@ -95,6 +97,10 @@ type Agent struct {
 
 	closing  sync.Once
 	closeErr error
+	failed   error // what release returned
+
+	destroying sync.Mutex // guards destroyed
+	destroyed  bool
 }
 
 // OpenAgent joins the fleet, unless this machine has before, and runs the agent
@@ -239,35 +245,63 @@ func (a *Agent) Load(ctx context.Context, img *image.Image) (runtime.Image, erro
 
 // Close ends the agent. Its containers run on; those that must not run twice
 // end by themselves when the node's lease has ended. It returns why the agent
-// had stopped by itself, such as [identity.ErrRevoked]. Closing twice is no
-// error.
+// had stopped by itself, such as [identity.ErrRevoked]. Closing twice is no error.
 func (a *Agent) Close() error {
-	a.closing.Do(func() { a.closeErr = errors.Join(a.Err(), a.release()) })
+	a.close()
 	return a.closeErr
 }
 
+// close returns what could not be released.
+func (a *Agent) close() error {
+	a.closing.Do(func() {
+		why := a.Err()
+		a.failed = a.release()
+		a.closeErr = errors.Join(why, a.failed)
+	})
+	return a.failed
+}
+
 // Destroy ends the agent and deletes all that it made on this machine: its
-// containers, networks and volumes with their data, and its folder. The fleet
-// takes it for a node that is lost: drain it before, and let
-// [Control.Expel] follow. After an error, open the agent again to go on.
+// containers, networks and volumes with their data, and its folder, whether or not
+// a control plane can be reached. The fleet takes it for a node that is lost:
+// drain it before, and let [Control.Expel] follow, which also forgets what the
+// store has of it. That the agent had stopped by itself is no error, nor is
+// destroying it twice. After an error, open the agent again to go on.
 func (a *Agent) Destroy(ctx context.Context) error {
+	a.destroying.Lock()
+	defer a.destroying.Unlock()
+	if a.destroyed {
+		return nil
+	}
 	a.stop()
-	err := errors.Join(a.Err(), a.clear(ctx), a.Close())
+	err := errors.Join(a.clear(ctx), a.close())
 	if err == nil {
 		err = machine.RemoveFolder(a.dir)
 	}
 	if err != nil {
 		return fmt.Errorf("destroy agent %q in %q: %w", a.opts.Name, a.dir, err)
 	}
+	a.destroyed = true
 	return nil
 }
+
+// reachTimeout is how long Destroy tries to reach a control plane.
+const reachTimeout = 3 * time.Second
 
 // clear removes what is in the kernel and all volumes.
 func (a *Agent) clear(ctx context.Context) error {
 	containers := machine.RemoveContainers(ctx, a.runtime)
+	asking, cancel := context.WithTimeout(ctx, reachTimeout)
+	defer cancel()
+	if _, _, err := a.store.Get(asking, record.SizeKey); err != nil && asking.Err() != nil {
+		_ = a.store.Close() // nothing else waits for it
+	}
 	network := a.network.Purge(ctx)
-	if errors.Is(network, etcd.ErrDenied) || errors.Is(network, etcd.ErrUnauthenticated) {
-		network = nil // of a node that was expelled, Expel forgets the rest
+	if stored := (*etcd.Error)(nil); errors.As(network, &stored) || errors.Is(network, store.ErrClosed) {
+		// On this machine all is gone. What the store has of it, Expel forgets: the
+		// node may be expelled already, or out of reach.
+		a.opts.Logger.Warn("the node's part of the networks is not given back; Control.Expel does it", "error", network)
+		network = nil
 	}
 	return errors.Join(containers, network, machine.RemoveVolumes(ctx, a.volumes))
 }
