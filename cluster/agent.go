@@ -48,7 +48,9 @@ type AgentOptions struct {
 	Address netip.Addr
 	// Control are the addresses of the control planes.
 	Control []netip.Addr
-	// Token is what the machine joins with, of [Control.NewToken].
+	// Token is what the machine joins with, of [Control.NewToken], the first
+	// time, and again when it was expelled or its certificate has expired; else
+	// it is not looked at.
 	Token string
 
 	// Ports are the fleet's.
@@ -95,6 +97,8 @@ type Agent struct {
 	volumes *local.Driver
 	names   machine.Names
 
+	refused chan struct{} // has one when the store has refused something
+
 	closing  sync.Once
 	closeErr error
 	failed   error // what release returned
@@ -111,8 +115,12 @@ type Agent struct {
 // [identity.ErrExpired] for a machine that was away for longer than its
 // certificate is good, and those of the drivers, such as a
 // [*containerd.MissingBinaryError].
+//
+// A machine that was expelled, or whose certificate has expired, joins anew with a
+// token that is fresh. Without a token, one that was expelled opens as who it was,
+// so that it can be cleared with [Agent.Destroy], and ends soon.
 func OpenAgent(ctx context.Context, dir string, opts AgentOptions) (*Agent, error) {
-	a := &Agent{loops: newLoops(), opts: opts}
+	a := &Agent{loops: newLoops(), opts: opts, refused: make(chan struct{}, 1)}
 	if err := a.open(ctx, dir); err != nil {
 		return nil, fmt.Errorf("open agent %q in %q: %w", a.opts.Name, dir, errors.Join(err, a.release()))
 	}
@@ -147,6 +155,12 @@ func (a *Agent) open(ctx context.Context, dir string) (err error) {
 	}
 	a.store, err = etcd.Open(etcd.Options{
 		Endpoints: urls(o.Control, o.Ports.Store), TLS: self.Client(identity.Is(identity.Control)), Logger: o.Logger,
+		Refused: func() {
+			select {
+			case a.refused <- struct{}{}:
+			default:
+			}
+		},
 	})
 	if err != nil {
 		return err
@@ -159,7 +173,8 @@ func (a *Agent) open(ctx context.Context, dir string) (err error) {
 	if err != nil {
 		return err
 	}
-	a.run(self.Run)
+	a.run(func(ctx context.Context) error { return a.ending(self, self.Run(ctx)) })
+	a.run(func(ctx context.Context) error { return a.ending(self, a.ask(ctx, self)) })
 	a.run(a.names.Run)
 	a.run(a.network.Run)
 	a.run(func(ctx context.Context) error {
@@ -243,9 +258,46 @@ func (a *Agent) Load(ctx context.Context, img *image.Image) (runtime.Image, erro
 	return images[0], nil
 }
 
+// askAgain is how long it takes at least from one renewal after a refusal to the
+// next: the store may refuse something for another reason, all the time.
+const askAgain = 30 * time.Second
+
+// ask renews the certificate when the store has refused something: the registrar
+// says whether the node was expelled, which the store does not, and a renewal
+// brings the rights that a newer version of the fleet gives.
+func (a *Agent) ask(ctx context.Context, self *identity.Member) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.refused:
+		}
+		if err := self.Renew(ctx); outcast(err) {
+			return err
+		} else if err != nil {
+			a.opts.Logger.Warn("the store refuses this node, and no registrar says why", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(askAgain):
+		}
+	}
+}
+
+// ending notes, for the next OpenAgent, that the node is not of the fleet any more
+// if that is why a loop ends.
+func (a *Agent) ending(self *identity.Member, err error) error {
+	if outcast(err) {
+		err = errors.Join(err, markOutcast(a.path("identity"), self))
+	}
+	return err
+}
+
 // Close ends the agent. Its containers run on; those that must not run twice
 // end by themselves when the node's lease has ended. It returns why the agent
-// had stopped by itself, such as [identity.ErrRevoked]. Closing twice is no error.
+// had stopped by itself, such as [identity.ErrRevoked] or [identity.ErrUnknown] of
+// a node that was expelled. Closing twice is no error.
 func (a *Agent) Close() error {
 	a.close()
 	return a.closeErr

@@ -40,9 +40,12 @@ func (c *Control) newToken(ctx context.Context, opts identity.TokenOptions) (str
 // the store at once, its certificate is not renewed, its part of the networks is
 // given back, and its tasks are replaced once it is silent; see
 // [orchestrate.Fleet.RemoveNode], which this calls again until the node's lease
-// has ended. Its name is free then. What runs on the machine runs on until
-// somebody stops it: end its agent with [Agent.Destroy] before, if it is
-// there. Calling Expel again after an error goes on with it.
+// has ended. Its name is free then. An agent that runs there learns of it, and
+// ends with [identity.ErrRevoked] or [identity.ErrUnknown]. Its containers may run
+// on until somebody stops them, but no traffic of the fleet gets there: clear the
+// machine with [Agent.Destroy], before or after; or have it join anew, with a fresh
+// token, and what it ran is ended. Calling Expel again after an error goes on with
+// it.
 func (c *Control) Expel(ctx context.Context, node string) error {
 	id := identity.ID{Role: identity.Node, Name: node}
 	err := c.registrar.Revoke(ctx, id)

@@ -236,7 +236,16 @@ func (s *Store) failed(caller context.Context, op string, err error) error {
 	case s.closed.Err() != nil:
 		return store.ErrClosed
 	}
-	return &Error{Op: op, Kind: kindOf(err), Err: err}
+	return s.error(op, err)
+}
+
+// error is an error of etcd.
+func (s *Store) error(op string, err error) *Error {
+	e := &Error{Op: op, Kind: kindOf(err), Err: err}
+	if e.Kind == ErrDenied || e.Kind == ErrUnauthenticated {
+		s.opts.Refused()
+	}
+	return e
 }
 
 // patience is how long a read may take before another server is asked.

@@ -44,6 +44,10 @@ type Options struct {
 	// Timeout is how long a call tries to reach the servers; its context may
 	// end it sooner. Default 10 s.
 	Timeout time.Duration
+	// Refused, when not nil, is told when etcd's access control has refused a
+	// call or a watch, [ErrDenied] or [ErrUnauthenticated], as after the member
+	// was revoked. It must not block.
+	Refused func()
 	// Logger gets what the client says; nil logs nothing.
 	Logger *slog.Logger
 }
@@ -53,6 +57,9 @@ func (o Options) withDefaults() (Options, error) {
 	o.Timeout = cmp.Or(o.Timeout, 10*time.Second)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Refused == nil {
+		o.Refused = func() {}
 	}
 	if len(o.Endpoints) == 0 {
 		return o, &OptionError{"Endpoints", "is empty; want the client URLs of the servers, such as https://10.0.0.1:2379"}

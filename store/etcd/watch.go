@@ -101,9 +101,9 @@ func (w *watch) final(err error) error {
 	if is(err, rpctypes.ErrCompacted) {
 		return store.ErrCompacted
 	}
-	switch kind := kindOf(err); kind {
+	switch kindOf(err) {
 	case ErrDenied, ErrUnauthenticated, ErrCorrupt:
-		return &Error{Op: "watch " + w.start, Kind: kind, Err: err}
+		return w.store.error("watch "+w.start, err)
 	}
 	return nil
 }
