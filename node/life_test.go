@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -233,6 +234,34 @@ func TestLivenessRestarts(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		if f := m.task("web").Failure; f == nil || f.Kind != orchestrate.FailedStartup {
 			t.Errorf("failure %+v, want startup", f)
+		}
+	})
+}
+
+// The grace is for the container: where the signal itself takes long to send, since
+// the machine hangs or its runtime is busy, it has all of it from then on.
+func TestGraceBeginsWithTheSignal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		m.agent()
+		m.runtime.SetImage("web:1", runmem.Image{Program: runmem.Program{StopTime: 4 * time.Second}})
+		s := web(1)
+		s.StopGrace, s.DrainDelay = 5*time.Second, -1
+		m.apply(s)
+		m.wait("web", orchestrate.RolloutCompleted)
+		var kills atomic.Int32
+		m.runtime.SetFault(func(op runmem.Op) error {
+			if op.Method == "Kill" && !op.Done && kills.Add(1) == 1 {
+				time.Sleep(time.Minute)
+			}
+			return nil
+		})
+		if err := m.fleet.Remove(t.Context(), "web"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Minute)
+		if n := kills.Load(); n != 1 || len(m.containers()) > 0 {
+			t.Errorf("%d signals were sent and %d containers are left, want the one after which it ended in time", n, len(m.containers()))
 		}
 	})
 }

@@ -77,11 +77,13 @@ func (t *task) stopAll(ctx context.Context, members []*member) {
 // grace is over. It returns when the container has exited or ctx ended.
 func (m *member) stopContainer(ctx context.Context, id string) {
 	rt := m.task.agent.opts.Runtime
-	grace, cancel := context.WithTimeout(ctx, m.task.stopGrace())
-	defer cancel()
 	if err := rt.Kill(ctx, id, m.stopSignal()); err != nil {
 		m.task.log.Warn("cannot signal", "container", id, "error", err)
 	}
+	// From now on, and not from before the signal: a machine that was slow to send it
+	// takes nothing from the container's time.
+	grace, cancel := context.WithTimeout(ctx, m.task.stopGrace())
+	defer cancel()
 	if _, err := rt.Wait(grace, id); err == nil || errors.Is(err, runtime.ErrNotFound) {
 		return
 	}
