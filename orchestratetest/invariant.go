@@ -95,6 +95,7 @@ func (w *world) check() {
 			delete(w.bounds, e)
 		case d == nil:
 			w.bounds[e] = w.after(e.Within, -1, "bound", func() {
+				delete(w.bounds, e) // it may be false anew
 				if err := e.Check(v); err != nil {
 					w.violated(e.Name, fmt.Errorf("not within %v: %w", e.Within, err))
 				}

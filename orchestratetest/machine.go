@@ -103,6 +103,24 @@ func (m *machine) run() error {
 	return nil
 }
 
+// kill kills the agent. Its runtime holds containers for as long as it would if
+// renewals had been told one by one, and not until the one that was foretold.
+func (m *machine) kill() {
+	if m.dead {
+		return
+	}
+	m.process.kill()
+	var renewed time.Time
+	for _, l := range m.leases {
+		if l.renewed.After(renewed) {
+			renewed = l.renewed
+		}
+	}
+	if m.runtime.beyond > 0 && !renewed.IsZero() {
+		_ = m.runtime.Runtime.Hold(context.Background(), time.Until(renewed.Add(m.runtime.beyond))) // fails with its context alone
+	}
+}
+
 // die switches the machine off. mu is held.
 func (m *machine) die() {
 	m.kill()
@@ -121,7 +139,18 @@ type containers struct {
 
 	// Guarded by world.mu.
 	down   bool
+	beyond time.Duration                // how long after a renewal that was foretold they are held; 0 when none was
 	asking map[string]map[string]func() // by task and probe, who is told when that changes
+}
+
+// Hold implements [runtime.Holder].
+func (c *containers) Hold(ctx context.Context, d time.Duration) error {
+	c.machine.world.mu.Lock()
+	if c.beyond = 0; d > always/2 {
+		c.beyond = d - always
+	}
+	c.machine.world.mu.Unlock()
+	return c.Runtime.Hold(ctx, d)
 }
 
 // Fileless says that nobody reads the small files of a simulated container.

@@ -256,8 +256,44 @@ func TestOwnInvariants(t *testing.T) {
 	}
 }
 
+// TestEventuallyAgain has what became true without a word be false again later.
+func TestEventuallyAgain(t *testing.T) {
+	s := orchestratetest.Scenario{Shrink: -1, Objects: []orchestrate.Object{web(6)}}
+	for at := 10 * time.Minute; at < time.Hour; at += 10 * time.Minute {
+		s.Script = append(s.Script, orchestratetest.Step{At: at, Do: orchestratetest.ContainerCrashes{Service: "web"}})
+	}
+	s.Eventually = []orchestratetest.Eventual{orchestratetest.Eventually("it is early", time.Minute, func(v *orchestratetest.View) error {
+		if at := v.Since(); at >= 10*time.Minute && at < 10*time.Minute+30*time.Second || at >= 20*time.Minute {
+			return errFew
+		}
+		return nil
+	})}
+	if r := orchestratetest.Explore(t, s); r.Failure == nil || r.Failure.At != 21*time.Minute {
+		t.Errorf("%v, want a failure a minute after it was false for the second time", r.Failure)
+	}
+}
+
 type few struct{}
 
 func (few) Error() string { return "too few" }
 
 var errFew = few{}
+
+// TestHeldWithoutAgent has an agent be dead for longer than its node may run what
+// must not run twice: the machine ends that by itself, as a real one does.
+func TestHeldWithoutAgent(t *testing.T) {
+	db := orchestrate.Service{Name: "db", Replicas: 3, Stateful: &orchestrate.Stateful{},
+		Template: orchestrate.Template{Containers: []orchestrate.Container{{Image: "db:1"}}}}
+	r := orchestratetest.Run(t, orchestratetest.Scenario{
+		Nodes: []orchestratetest.NodeGroup{{Count: 4}}, Objects: []orchestrate.Object{db},
+		Script: []orchestratetest.Step{
+			{At: 10 * time.Minute, Do: orchestratetest.AgentRestarts{Node: "n1", For: 5 * time.Minute}},
+			{At: 20 * time.Minute, Do: orchestratetest.AgentRestarts{Node: "n2", For: 10 * time.Second}},
+			{At: 30 * time.Minute, Do: orchestratetest.NodeHangs{Node: "n3", For: 5 * time.Minute}},
+		},
+		Always: orchestratetest.Ready(),
+	})
+	if n := r.Counts[orchestratetest.TaskPlaced]; n != 5 {
+		t.Errorf("%d tasks were placed, want three, and one more for each of the two nodes that were away for long", n)
+	}
+}
