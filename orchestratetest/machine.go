@@ -63,6 +63,8 @@ type machine struct {
 	volumes *volumememory.Driver // its disk: it outlives the machine's death
 	off     bool                 // the machine, and not only its agent
 	since   time.Duration        // when it was switched on or off last
+
+	balancer *networkmemory.Node // the kernel's rules: they outlive the agent's death; may be nil
 }
 
 // boot switches the machine on, with nothing on it but its disk. mu is held.
@@ -75,6 +77,9 @@ func (m *machine) boot() error {
 		asking: map[string]map[string]func(){}}
 	for ref, image := range m.world.scenario.Images {
 		m.runtime.SetImage(ref, image)
+	}
+	if m.world.scenario.Balancers {
+		m.balancer = networkmemory.New(networkmemory.Options{})
 	}
 	if m.port == nil {
 		m.port = m.world.fabric.plug(m.actor)
@@ -89,8 +94,8 @@ func (m *machine) run() error {
 		Node: m.node, Runtime: m.runtime, Network: m.port, Namespaces: m.port, Volumes: m.volumes,
 		Checkers: m.runtime.checkers(), LeaseTTL: w.scenario.NodeTTL, Logger: w.scenario.Logger,
 	}
-	if w.scenario.Balancers {
-		opts.Balancer = networkmemory.New(networkmemory.Options{})
+	if m.balancer != nil {
+		opts.Balancer = m.balancer
 	}
 	if w.scenario.Agent != nil {
 		w.scenario.Agent(&opts)

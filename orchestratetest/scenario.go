@@ -64,6 +64,7 @@ type Scenario struct {
 	NodeTTL   time.Duration
 	// Balancers gives each node a balancer, in memory, which follows all
 	// endpoints of the fleet. Its cost grows with the square of the fleet's size.
+	// See [BalancersFollow] and [View.Rules].
 	Balancers bool
 
 	// Keep is how many of the last events the report has; default 1000. The hash

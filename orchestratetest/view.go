@@ -24,6 +24,7 @@ type View struct {
 	nodes     map[string]*Node
 	tasks     map[string]*Task // by ID
 	endpoints map[string]*Endpoint
+	frontends map[string]record.Frontend     // by service
 	addresses map[netip.Addr]map[string]bool // tasks
 	leader    string
 	published map[string][]*Endpoint // that are for traffic, by task
@@ -110,11 +111,12 @@ type Endpoint struct {
 	Service             string // NAMESPACE/NAME
 	Addresses           []netip.Addr
 	NotReady            bool // it stands for a name alone
+	hash                string
 }
 
 func newView(w *world) *View {
 	v := &View{world: w, services: map[string]*Service{}, nodes: map[string]*Node{}, tasks: map[string]*Task{},
-		endpoints: map[string]*Endpoint{}, published: map[string][]*Endpoint{}, addresses: map[netip.Addr]map[string]bool{}}
+		endpoints: map[string]*Endpoint{}, frontends: map[string]record.Frontend{}, published: map[string][]*Endpoint{}, addresses: map[netip.Addr]map[string]bool{}}
 	v.settle()
 	return v
 }
@@ -204,6 +206,8 @@ func (v *View) apply(b store.Batch) {
 			v.alive(key[len(record.Alive):], c)
 		case strings.HasPrefix(key, record.Services):
 			v.service(key[len(record.Services):], c)
+		case strings.HasPrefix(key, record.Frontends):
+			v.frontend(key[len(record.Frontends):], c.Item.Value, c.Deleted)
 		case strings.HasPrefix(key, record.Rollouts):
 			v.rollout(key[len(record.Rollouts):], c)
 		case key == record.Leader:
@@ -357,10 +361,11 @@ func (v *View) endpoint(key string, c store.Change) {
 	e := &Endpoint{Node: parts[0], Network: parts[1], Service: parts[2] + "/" + parts[3], Task: parts[4]}
 	var rec struct {
 		Addresses         []netip.Addr
+		Hash              string
 		NotReady, Leaving bool
 	}
 	if json.Unmarshal(c.Item.Value, &rec) == nil {
-		e.Addresses, e.NotReady = rec.Addresses, rec.NotReady
+		e.Addresses, e.NotReady, e.hash = rec.Addresses, rec.NotReady, rec.Hash
 		v.endpoints[key] = e
 		if !e.NotReady && !rec.Leaving {
 			v.published[e.Task] = append(v.published[e.Task], e)
