@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -15,6 +16,7 @@ import (
 	networkmemory "github.com/orchestrate-go/orchestrate/network/memory"
 	"github.com/orchestrate-go/orchestrate/runtime"
 	runtimememory "github.com/orchestrate-go/orchestrate/runtime/memory"
+	"github.com/orchestrate-go/orchestrate/store"
 	storememory "github.com/orchestrate-go/orchestrate/store/memory"
 )
 
@@ -366,6 +368,65 @@ func TestAutoscaleByTasks(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		if n := tasksOf(t, f, "worker"); n < before {
 			t.Errorf("the metric failed: there are %d tasks, want no fewer than %d", n, before)
+		}
+	})
+}
+
+// watchCounter counts the watches that are open of each prefix.
+type watchCounter struct {
+	store.Store
+	mu   sync.Mutex
+	open map[string]int
+}
+
+func (c *watchCounter) Watch(ctx context.Context, prefix string, after int64) (<-chan store.Batch, error) {
+	batches, err := c.Store.Watch(ctx, prefix, after)
+	if err == nil {
+		c.add(prefix, 1)
+		context.AfterFunc(ctx, func() { c.add(prefix, -1) })
+	}
+	return batches, err
+}
+
+func (c *watchCounter) add(prefix string, n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open[prefix] += n
+}
+
+func (c *watchCounter) of(prefix string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.open[prefix]
+}
+
+// A leader of services that are not scaled does not look at what autoscalers do.
+func TestAutoscalersCostNothingWhereNothingIsScaled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &watchCounter{Store: storememory.New(storememory.Options{}), open: map[string]int{}}
+		f, _ := openFleet(t, s, orchestrate.WithMetric("queue", func(context.Context, string) (float64, error) { return 40, nil }))
+		plain := service("plain", 1)
+		mustApply(t, f, plain)
+		mustEnd(t, f, "plain", orchestrate.RolloutCompleted)
+		scaled := worker(autoscale.Policy{Min: 1, Max: 20})
+		for i := range 3 {
+			synctest.Wait()
+			rest := s.of("/status/")
+			if n := s.of("/usage/"); n != 0 {
+				t.Errorf("round %d: without a service that is scaled there are %d watches of use, want none", i, n)
+			}
+			mustApply(t, f, scaled)
+			time.Sleep(5 * time.Minute)
+			if n, status := s.of("/usage/"), s.of("/status/"); n != 1 || status != rest+1 {
+				t.Errorf("round %d: with one there are %d watches of use and %d of statuses, want 1 and %d", i, n, status, rest+1)
+			}
+			if n := tasksOf(t, f, "worker"); n != 4 {
+				t.Errorf("round %d: %d ready tasks, want the 4 that the metric asks for", i, n)
+			}
+			if err := f.Remove(t.Context(), "worker"); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Minute)
 		}
 	})
 }

@@ -37,7 +37,12 @@ type scaler struct {
 	services map[string]*scaledService
 	tasks    map[string]*scaledTask // by NODE/ID
 	usage    map[string]usage       // by node
+	loading  int                    // mirrors of these that have not begun
+	known    chan struct{}          // closed when none is left
 	running  sync.WaitGroup
+
+	// scaled has room for one: whether any service is scaled may have changed.
+	scaled chan struct{}
 }
 
 // scaledService is a service that is scaled.
@@ -47,7 +52,8 @@ type scaledService struct {
 	item     store.Item
 	revision int64
 	tasks    map[string]*scaledTask
-	changed  chan struct{} // has room for one
+	known    <-chan struct{} // closed when they are
+	changed  chan struct{}   // has room for one
 	cancel   context.CancelFunc
 }
 
@@ -81,17 +87,65 @@ func (f *Fleet) autoscale(ctx context.Context, fence store.Condition) {
 	s := &scaler{
 		Fleet: f, log: f.opts.logger, fence: fence,
 		services: map[string]*scaledService{}, tasks: map[string]*scaledTask{}, usage: map[string]usage{},
+		known: make(chan struct{}), scaled: make(chan struct{}, 1),
 	}
-	var mirrors sync.WaitGroup
-	for prefix, change := range map[string]func(context.Context, string, *store.Item){
-		record.Services: s.changeService, record.Tasks: s.changeTask, record.Statuses: s.changeStatus, record.Usages: s.changeUsage,
-	} {
-		mirrors.Go(func() {
-			s.follow(ctx, mirror{ctx: ctx, prefix: prefix, lock: &s.mu, change: change, keys: map[string]bool{}})
-		})
-	}
-	mirrors.Wait()
+	s.running.Go(func() { s.followTasks(ctx) })
+	s.follow(ctx, s.mirror(ctx, record.Services, s.changeService))
 	s.running.Wait()
+}
+
+// followTasks mirrors what decisions look at, while any service is scaled: a fleet
+// in which none is pays nothing for it.
+func (s *scaler) followTasks(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.scaled:
+		}
+		inner, cancel := context.WithCancel(ctx)
+		s.mu.Lock()
+		all := []*mirror{
+			s.mirror(inner, record.Tasks, s.changeTask),
+			s.mirror(inner, record.Statuses, s.changeStatus),
+			s.mirror(inner, record.Usages, s.changeUsage),
+		}
+		s.loading = len(all)
+		wanted := len(s.services) > 0
+		s.mu.Unlock()
+		var mirrors sync.WaitGroup
+		if wanted {
+			for _, m := range all {
+				m.first = s.loaded
+				mirrors.Go(func() { s.follow(inner, m) })
+			}
+		}
+		for wanted && ctx.Err() == nil {
+			select {
+			case <-ctx.Done():
+			case <-s.scaled:
+			}
+			s.mu.Lock()
+			if wanted = len(s.services) > 0; !wanted {
+				// With the lock: nothing is mirrored any more once it is let go.
+				cancel()
+				clear(s.tasks)
+				clear(s.usage)
+				s.known = make(chan struct{})
+			}
+			s.mu.Unlock()
+		}
+		cancel()
+		mirrors.Wait()
+	}
+}
+
+// loaded is called by each mirror of what decisions look at, when it has it. mu is
+// held.
+func (s *scaler) loaded() {
+	if s.loading--; s.loading == 0 {
+		close(s.known)
+	}
 }
 
 // mirror hands what is under a prefix to change, one record at a time, with nil
@@ -102,12 +156,20 @@ type mirror struct {
 	lock   *sync.Mutex
 	change func(ctx context.Context, rest string, item *store.Item)
 	keys   map[string]bool
+	first  func() // when all is there for the first time; nil is nobody
+}
+
+func (s *scaler) mirror(ctx context.Context, prefix string, change func(context.Context, string, *store.Item)) *mirror {
+	return &mirror{ctx: ctx, prefix: prefix, lock: &s.mu, change: change, keys: map[string]bool{}}
 }
 
 // Reset is part of store.Follower.
-func (m mirror) Reset(snapshot store.Snapshot) error {
+func (m *mirror) Reset(snapshot store.Snapshot) error {
 	m.lock.Lock()
 	defer m.lock.Unlock()
+	if err := m.ctx.Err(); err != nil {
+		return err
+	}
 	now := map[string]bool{}
 	for _, item := range snapshot.Items {
 		now[item.Key] = true
@@ -118,20 +180,27 @@ func (m mirror) Reset(snapshot store.Snapshot) error {
 			m.set(store.Item{Key: key}, true)
 		}
 	}
+	if m.first != nil {
+		m.first()
+		m.first = nil
+	}
 	return nil
 }
 
 // Apply is part of store.Follower.
-func (m mirror) Apply(batch store.Batch) error {
+func (m *mirror) Apply(batch store.Batch) error {
 	m.lock.Lock()
 	defer m.lock.Unlock()
+	if err := m.ctx.Err(); err != nil {
+		return err
+	}
 	for _, c := range batch.Changes {
 		m.set(c.Item, c.Deleted)
 	}
 	return nil
 }
 
-func (m mirror) set(item store.Item, gone bool) {
+func (m *mirror) set(item store.Item, gone bool) {
 	rest := strings.TrimPrefix(item.Key, m.prefix)
 	if gone {
 		delete(m.keys, item.Key)
@@ -143,7 +212,7 @@ func (m mirror) set(item store.Item, gone bool) {
 }
 
 // follow mirrors until ctx ends, over passing errors of the store.
-func (s *scaler) follow(ctx context.Context, m mirror) {
+func (s *scaler) follow(ctx context.Context, m *mirror) {
 	for {
 		err := store.Follow(ctx, s.store, m.prefix, m)
 		if ctx.Err() != nil {
@@ -188,11 +257,17 @@ func (s *scaler) changeService(ctx context.Context, key string, item *store.Item
 		old.cancel()
 		delete(s.services, key)
 	}
+	if (old != nil) != (svc != nil) {
+		select {
+		case s.scaled <- struct{}{}:
+		default:
+		}
+	}
 	if svc == nil {
 		return
 	}
 	svc.Namespace, svc.Name, _ = strings.Cut(key, "/")
-	svc.tasks = map[string]*scaledTask{}
+	svc.tasks, svc.known = map[string]*scaledTask{}, s.known
 	for at, t := range s.tasks {
 		if t.service() == key {
 			svc.tasks[at] = t
@@ -256,6 +331,11 @@ func (s *scaler) changeUsage(_ context.Context, node string, item *store.Item) {
 
 // run decides about one service, every Interval, until ctx ends.
 func (s *scaler) run(ctx context.Context, svc *scaledService) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-svc.known:
+	}
 	var last record.Scale
 	resumed := false
 	for {
