@@ -81,7 +81,7 @@ func (n *node) forced() bool {
 func (v *view) evacuate() bool {
 	before := len(v.stops)
 	for _, t := range v.tasks {
-		if t.live() && t.node.forced() {
+		if t.node.forced() && t.live() {
 			v.stop(t, record.ReasonDrained)
 		}
 	}

@@ -3,6 +3,7 @@ package control
 import (
 	"fmt"
 	"reflect"
+	"slices"
 
 	"github.com/orchestrate-go/orchestrate/internal/record"
 )
@@ -16,7 +17,17 @@ import (
 // ten and in one of ten thousand.
 
 // disturb has a task looked at by the next plan of its service.
-func (t *task) disturb() { t.calm = false }
+func (t *task) disturb() {
+	if t.calm {
+		t.calm = false
+		t.service.restless = append(t.service.restless, t)
+	}
+}
+
+// rest drops from the restless tasks of a service those that are calm, or gone.
+func (svc *service) rest() {
+	svc.restless = slices.DeleteFunc(svc.restless, func(t *task) bool { return t.calm || t.gone })
+}
 
 // disturbSlot does so for all tasks of a slot, of which one is at index at.
 func (svc *service) disturbSlot(at int) {
@@ -50,13 +61,10 @@ func (v *view) leaveCalm(svc *service) {
 	if !v.plain() {
 		return
 	}
+	svc.rest()
+	restless := slices.Clone(svc.restless)
+	slices.SortFunc(restless, compareTasks)
 	v.all = v.tasks
-	var restless []*task
-	for _, t := range v.tasks {
-		if !t.calm {
-			restless = append(restless, t)
-		}
-	}
 	v.calm, v.tasks = len(v.tasks)-len(restless), restless
 }
 
@@ -83,10 +91,11 @@ func (v *view) calmSlots() map[int]bool {
 }
 
 // soothe finds out which tasks are calm from now on.
-func (v *view) soothe() {
+func (v *view) soothe(svc *service) {
 	if !v.plain() {
 		return
 	}
+	defer svc.rest()
 	failed := *v.failures()
 	for i := range v.slots {
 		s := &v.slots[i]
@@ -95,8 +104,13 @@ func (v *view) soothe() {
 		}
 		t := s.current
 		_, remembered := failed[s.number]
-		t.calm = !remembered && v.serves(t) && !v.told[t] && !v.started[s.number] && !t.evicted && !t.node.leaving() &&
+		calm := !remembered && v.serves(t) && !v.told[t] && !v.started[s.number] && !t.evicted && !t.node.leaving() &&
 			t.rec.Stop == nil && t.rec.Hash == v.work.Hash && t.rec.Measure == v.work.Measure && t.rec.Next == nil && !t.refused()
+		if calm {
+			t.calm = true
+		} else {
+			t.disturb()
+		}
 	}
 }
 

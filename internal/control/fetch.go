@@ -67,7 +67,7 @@ func (v *view) misfetched() (hopeless bool) {
 		return false
 	}
 	for _, t := range v.tasks {
-		if !t.live() || t.rec.Next == nil || t.rec.Next.Hash != v.work.Hash || t.status == nil {
+		if t.rec.Next == nil || !t.live() || t.rec.Next.Hash != v.work.Hash || t.status == nil {
 			continue
 		}
 		if f := t.status.Next; f != nil && f.Hash == v.work.Hash && f.Failure != nil {

@@ -69,6 +69,13 @@ func (s *State) Clone() *State {
 		for i, t := range c.tasks {
 			c.tasks[i] = t.twin
 		}
+		restless := make([]*task, 0, len(c.restless))
+		for _, t := range c.restless {
+			if !t.gone {
+				restless = append(restless, t.twin)
+			}
+		}
+		c.restless = restless
 	}
 	for _, svc := range s.services {
 		for _, v := range svc.volumes { // in their order

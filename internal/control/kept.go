@@ -86,19 +86,8 @@ func newKept(each, all int) *kept {
 	}
 }
 
-// brief is what is read of an event.
-type brief struct {
-	At        time.Time    `json:"at"`
-	Kind      EventKind    `json:"kind"`
-	Namespace string       `json:"namespace"`
-	Service   string       `json:"service"`
-	Node      string       `json:"node"`
-	Network   string       `json:"network"`
-	Cause     record.Cause `json:"cause"`
-}
-
 // change takes in a record of events that was written or deleted.
-func (k *kept) change(c store.Change) error {
+func (k *kept) change(c store.Change, p parsed) error {
 	if old := k.records[c.Item.Key]; old != nil {
 		delete(k.records, c.Item.Key)
 		k.drop(old)
@@ -107,21 +96,20 @@ func (k *kept) change(c store.Change) error {
 		return nil
 	}
 	k.decide(c.Item.Key)
-	var rec struct{ Events []brief }
-	if err := json.Unmarshal(c.Item.Value, &rec); err != nil {
-		return err
+	if p.err != nil {
+		return p.err
 	}
-	r := &events{key: c.Item.Key, revision: c.Item.Revision, count: len(rec.Events)}
+	r := &events{key: c.Item.Key, revision: c.Item.Revision, count: len(p.events)}
 	k.records[r.key] = r
 	k.order = append(k.order, r)
 	k.count += r.count
 	node := record.Teller(c.Item.Key)
-	for i := range rec.Events {
-		if e := &rec.Events[i]; node != "" {
+	for i := range p.events {
+		if e := &p.events[i]; node != "" {
 			// An agent tells of its own node, and of nothing that is decided.
 			e.Node, e.Kind, e.Network = node, "", ""
 		}
-		k.note(&rec.Events[i], r)
+		k.note(&p.events[i], r)
 	}
 	if r.latest == 0 {
 		k.retire(r) // it is empty
@@ -134,7 +122,7 @@ func (k *kept) change(c store.Change) error {
 }
 
 // note takes in an event of r.
-func (k *kept) note(e *brief, r *events) {
+func (k *kept) note(e *record.Brief, r *events) {
 	of := record.Event{Namespace: e.Namespace, Service: e.Service, Node: e.Node, Network: e.Network}
 	name := of.Object()
 	switch e.Kind {
@@ -225,12 +213,13 @@ func (k *kept) changeForgotten(c store.Change) error {
 func (k *kept) load(items []store.Item) (ignored map[string]error) {
 	items = slices.Clone(items)
 	slices.SortFunc(items, func(a, b store.Item) int { return int(a.Revision - b.Revision) })
-	for _, item := range items {
-		if err := k.change(store.Change{Item: item}); err != nil {
+	changes := puts(items)
+	for i, p := range parseAll(changes) {
+		if err := k.change(changes[i], p); err != nil {
 			if ignored == nil {
 				ignored = map[string]error{}
 			}
-			ignored[item.Key] = err
+			ignored[items[i].Key] = err
 		}
 	}
 	return ignored

@@ -167,7 +167,7 @@ func (s *State) plan(svc *service, p *Plan) {
 	if st := svc.work.Stateful; st != nil && st.EraseScaled {
 		s.erase(w, svc, true, svc.work.Replicas)
 	}
-	v.soothe()
+	v.soothe(svc)
 }
 
 // preempt stops the tasks that what was placed needs the room of.

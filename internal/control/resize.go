@@ -91,7 +91,7 @@ func (v *view) choked() (hopeless bool) {
 		return false
 	}
 	for _, t := range v.tasks {
-		if !t.live() || t.rec.Hash != v.work.Hash || t.rec.Resized.IsZero() || !t.inForce() || v.settles(t) {
+		if t.rec.Resized.IsZero() || !t.live() || t.rec.Hash != v.work.Hash || !t.inForce() || v.settles(t) {
 			continue
 		}
 		if f := t.status.Failure; f != nil && f.Kind == record.FailedOOM && f.At.After(t.status.InForceSince) {

@@ -62,7 +62,7 @@ func (svc *service) unscaled() bool {
 // that has changed.
 func (w *writer) measure(v *view, every time.Duration) {
 	for _, t := range v.tasks {
-		if t.live() && !v.told[t] && t.rec.Measure != every {
+		if t.rec.Measure != every && t.live() && !v.told[t] {
 			t.own().Measure = every
 			w.put(record.Key(record.Tasks, t.rec.Node, t.rec.ID), t.rec)
 		}

@@ -97,6 +97,7 @@ type service struct {
 	earlier *earlier
 
 	tasks    []*task // by slot, then ID
+	restless []*task // those of them that are not calm, and some that are gone
 	volumes  []*slotVolume
 	scale    *record.Scale
 	rollout  *record.Rollout
@@ -123,11 +124,13 @@ type task struct {
 	service *service
 	node    *node
 	status  *record.Status // nil until the agent has written one
+	final   bool           // what status says is
 	// since is when the task was seen to have become ready; zero unless it is
 	// ready. It is the leader's clock: a node's may be wrong by anything.
 	since time.Time
-	// calm says that the task needs no look; see leaveCalm.
-	calm bool
+	// calm says that the task needs no look, see leaveCalm, and gone that it has no
+	// record any more.
+	calm, gone bool
 	// evicted says that somebody, the evictor, asked for it to be moved.
 	evicted bool
 	evictor string
@@ -144,7 +147,7 @@ func (t *task) own() *record.Task {
 }
 
 // over reports whether the agent is done with the task.
-func (t *task) over() bool { return t.status != nil && t.status.State.Final() }
+func (t *task) over() bool { return t.final }
 
 // live reports whether the task runs, or is about to, and is meant to.
 func (t *task) live() bool { return !t.over() && t.rec.Stop == nil && !t.lost() }
@@ -211,9 +214,7 @@ func (s *State) Load(snapshot store.Snapshot, now time.Time) {
 		s.ignore(key, err)
 	}
 	for _, prefix := range loadOrder {
-		for _, item := range under(snapshot.Items, prefix) {
-			s.change(store.Change{Item: item})
-		}
+		s.changes(puts(under(snapshot.Items, prefix)))
 	}
 	s.revision = snapshot.Revision
 	s.loading = false
@@ -247,14 +248,25 @@ func under(items []store.Item, prefix string) []store.Item {
 // Apply takes in what a commit changed.
 func (s *State) Apply(batch store.Batch, now time.Time) {
 	s.now = now
-	for _, c := range batch.Changes {
-		s.change(c)
-	}
+	s.changes(batch.Changes)
 	s.revision = max(s.revision, batch.Revision)
 }
 
+// changes takes in written and deleted keys, one after another.
+func (s *State) changes(all []store.Change) {
+	if len(all) < 2*parseAhead {
+		for _, c := range all {
+			s.change(c, parse(c))
+		}
+		return
+	}
+	for i, p := range parseAll(all) {
+		s.change(all[i], p)
+	}
+}
+
 // change takes in one written or deleted key.
-func (s *State) change(c store.Change) {
+func (s *State) change(c store.Change, p parsed) {
 	kind := c.Item.Key
 	if kind == "" {
 		return
@@ -277,9 +289,9 @@ func (s *State) change(c store.Change) {
 	case record.Frontends:
 		err = s.changeFrontend(rest, c)
 	case record.Tasks:
-		err = s.changeTask(rest, c)
+		err = s.changeTask(rest, c, p)
 	case record.Statuses:
-		err = s.changeStatus(rest, c)
+		err = s.changeStatus(rest, c, p)
 	case record.Nodes:
 		err = s.changeNode(rest, c)
 	case record.NodeSpecs:
@@ -289,7 +301,7 @@ func (s *State) change(c store.Change) {
 	case record.Networks:
 		err = s.changeNetwork(rest, c)
 	case record.Kept:
-		err = s.kept.change(c)
+		err = s.kept.change(c, p)
 	case record.Oblivion:
 		err = s.kept.changeForgotten(c)
 	case record.Volumes:
@@ -461,17 +473,17 @@ func (s *State) changeRollout(key string, c store.Change) error {
 	return nil
 }
 
-func (s *State) changeTask(key string, c store.Change) error {
+func (s *State) changeTask(key string, c store.Change, p parsed) error {
 	if old := s.tasks[key]; old != nil && c.Deleted {
 		s.dropTask(key, old)
 		return nil
 	} else if c.Deleted {
 		return nil
 	}
-	var rec record.Task
-	if err := json.Unmarshal(c.Item.Value, &rec); err != nil {
-		return err
+	if p.err != nil {
+		return p.err
 	}
+	rec := p.task
 	if key != rec.Node+"/"+rec.ID {
 		return fmt.Errorf("it says that it is task %q of node %q", rec.ID, rec.Node)
 	}
@@ -479,7 +491,7 @@ func (s *State) changeTask(key string, c store.Change) error {
 		// What it is never changes; svc.tasks is sorted by it.
 		rec.Namespace, rec.Service, rec.Slot = t.rec.Namespace, t.rec.Service, t.rec.Slot
 		other := t.rec.Hash != rec.Hash
-		t.rec = &rec
+		t.rec = rec
 		t.disturb()
 		if other {
 			s.rebind(t)
@@ -492,7 +504,7 @@ func (s *State) changeTask(key string, c store.Change) error {
 	if err != nil {
 		return err
 	}
-	t := &task{rec: &rec, service: svc, node: s.node(rec.Node)}
+	t := &task{rec: rec, service: svc, node: s.node(rec.Node)}
 	if e, evicted := s.evictions[key]; evicted {
 		t.evicted, t.evictor = true, e.Actor
 	}
@@ -501,6 +513,9 @@ func (s *State) changeTask(key string, c store.Change) error {
 	t.node.add(t)
 	at, _ := slices.BinarySearchFunc(svc.tasks, t, compareTasks)
 	svc.tasks = slices.Insert(svc.tasks, at, t)
+	if svc.restless = append(svc.restless, t); len(svc.restless) > 2*len(svc.tasks)+16 {
+		svc.rest()
+	}
 	svc.disturbSlot(at)
 	s.bind(t)
 	s.mark(svc)
@@ -517,6 +532,7 @@ func compareTasks(a, b *task) int {
 
 func (s *State) dropTask(key string, t *task) {
 	s.release(t)
+	t.gone = true
 	delete(s.tasks, key)
 	if s.ids[t.rec.ID]--; s.ids[t.rec.ID] == 0 {
 		delete(s.ids, t.rec.ID)
@@ -533,7 +549,7 @@ func (s *State) dropTask(key string, t *task) {
 
 // changeStatus takes in what an agent says. A status without a task is what is
 // left of one whose record was deleted; its agent will delete it.
-func (s *State) changeStatus(key string, c store.Change) error {
+func (s *State) changeStatus(key string, c store.Change, p parsed) error {
 	t := s.tasks[key]
 	if t == nil {
 		return nil
@@ -541,15 +557,14 @@ func (s *State) changeStatus(key string, c store.Change) error {
 	s.mark(t.service)
 	t.disturb()
 	if c.Deleted {
-		t.status, t.since = nil, time.Time{}
+		t.status, t.since, t.final = nil, time.Time{}, false
 		return nil
 	}
-	var st record.Status
-	if err := json.Unmarshal(c.Item.Value, &st); err != nil {
-		return err
+	if p.err != nil {
+		return p.err
 	}
-	old := t.status
-	t.status = &st
+	old, st := t.status, p.status
+	t.status, t.final = st, st.State.Final()
 	switch {
 	case st.State != record.Ready:
 		t.since = time.Time{}

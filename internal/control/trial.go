@@ -296,6 +296,10 @@ func (v *view) serves(t *task) bool {
 func (v *view) balance() {
 	r := v.rollout
 	want := v.toHold()
+	if len(want) == 0 && len(r.Held) == 0 {
+		r.Held = nil
+		return
+	}
 	before, after := 0, 0
 	for _, t := range v.tasks {
 		if t.available() && !v.held(t) {
@@ -314,13 +318,19 @@ func (v *view) balance() {
 // toHold are the templates that are to take no traffic, in order.
 func (v *view) toHold() []string {
 	r := v.rollout
+	if r.State == record.RolloutCompleted {
+		return nil
+	}
 	var others []string
-	there := map[string]bool{}
+	there, last := map[string]bool{}, ""
 	for _, t := range v.tasks {
-		if !t.over() && !there[t.rec.Hash] {
-			there[t.rec.Hash] = true
-			if t.rec.Hash != r.Hash {
-				others = append(others, t.rec.Hash)
+		if t.rec.Hash == last || t.over() { // most are as the one before
+			continue
+		}
+		if last = t.rec.Hash; !there[last] {
+			there[last] = true
+			if last != r.Hash {
+				others = append(others, last)
 			}
 		}
 	}
@@ -328,7 +338,7 @@ func (v *view) toHold() []string {
 	on := r.State == record.Progressing
 	var want []string
 	switch {
-	case r.State == record.RolloutCompleted, r.Phase == record.PhaseRetiring && !on:
+	case r.Phase == record.PhaseRetiring && !on:
 		return nil
 	case blueGreen && on && (r.Phase == record.PhaseBake || r.Phase == record.PhaseRetiring):
 		want = others
