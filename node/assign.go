@@ -88,7 +88,7 @@ func (a assignments) decode(item store.Item) (record.Task, bool) {
 	if parts == nil {
 		return rec, false
 	}
-	if err := json.Unmarshal(item.Value, &rec); err != nil || rec.ID != parts[1] {
+	if err := record.ReadTask(item.Value, &rec); err != nil || rec.ID != parts[1] {
 		a.log.Error("cannot read a task's record", "key", item.Key, "error", err)
 		return record.Task{}, false
 	}

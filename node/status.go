@@ -41,14 +41,14 @@ type outbox struct {
 }
 
 type pending struct {
-	value  []byte // nil deletes
+	record any // is not written to any more; nil deletes
 	leased bool
 	seq    uint64
 }
 
 type leased struct {
-	value []byte
-	under store.LeaseID // that it was last written under, or is about to be
+	record any
+	under  store.LeaseID // that it was last written under, or is about to be
 }
 
 type waiter struct {
@@ -60,13 +60,19 @@ func newOutbox(s store.Store, log *slog.Logger, node string, lease func() store.
 	return &outbox{store: s, log: log, lease: lease, pending: map[string]pending{}, leased: map[string]leased{}, wake: make(chan struct{}, 1), journal: journal{node: node}}
 }
 
-// put queues a record. Leased records vanish with the agent's lease.
-func (o *outbox) put(key string, value any, leased bool) uint64 {
-	data, err := json.Marshal(value)
+// put queues a record, which is not to be written to after. Leased records vanish
+// with the agent's lease.
+func (o *outbox) put(key string, rec any, leased bool) uint64 {
+	return o.queue(key, pending{record: rec, leased: leased})
+}
+
+// encode makes a value of a record when it is written: most are replaced before.
+func encode(rec any) []byte {
+	data, err := json.Marshal(rec)
 	if err != nil {
 		panic("node: a record does not marshal: " + err.Error()) // records are plain data
 	}
-	return o.queue(key, pending{value: data, leased: leased})
+	return data
 }
 
 // delete queues a deletion.
@@ -76,7 +82,7 @@ func (o *outbox) queue(key string, p pending) uint64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if p.leased {
-		o.leased[key] = leased{value: p.value}
+		o.leased[key] = leased{record: p.record}
 	} else {
 		delete(o.leased, key)
 	}
@@ -89,7 +95,7 @@ func (o *outbox) relet(lease store.LeaseID) uint64 {
 	defer o.mu.Unlock()
 	for _, key := range slices.Sorted(maps.Keys(o.leased)) {
 		if l := o.leased[key]; l.under != lease {
-			o.enqueue(key, pending{value: l.value, leased: true})
+			o.enqueue(key, pending{record: l.record, leased: true})
 		}
 	}
 	return o.seq
@@ -101,7 +107,7 @@ func (o *outbox) unlet() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for key, l := range o.leased {
-		o.leased[key] = leased{value: l.value}
+		o.leased[key] = leased{record: l.record}
 	}
 }
 
@@ -250,15 +256,15 @@ func (o *outbox) commit(ctx context.Context, keys []string, all map[string]pendi
 	for _, k := range keys {
 		p := all[k]
 		switch {
-		case p.value == nil:
+		case p.record == nil:
 			txn.Writes = append(txn.Writes, store.Delete(k))
 		case p.leased && lease == "":
 			// Not registered yet: all leased records are written when we are.
 		case p.leased:
 			o.under(k, lease)
-			txn.Writes = append(txn.Writes, store.PutLeased(k, p.value, lease))
+			txn.Writes = append(txn.Writes, store.PutLeased(k, encode(p.record), lease))
 		default:
-			txn.Writes = append(txn.Writes, store.Put(k, p.value))
+			txn.Writes = append(txn.Writes, store.Put(k, encode(p.record)))
 		}
 	}
 	if told == nil {
