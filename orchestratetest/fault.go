@@ -411,10 +411,16 @@ func (w *world) victims(service string, slot int) (*machine, []string) {
 	if s == nil {
 		return nil, nil
 	}
-	for _, id := range sortedKeys(s.Tasks) {
-		t := s.Tasks[id]
-		m := w.byID[t.Node]
-		if t.Slot != slot || t.Over() || m == nil || m.off {
+	var ids []string
+	for _, t := range s.slots[slot] {
+		if !t.Over() {
+			ids = append(ids, t.ID)
+		}
+	}
+	slices.Sort(ids)
+	for _, id := range ids {
+		m := w.byID[s.Tasks[id].Node]
+		if m == nil || m.off {
 			continue
 		}
 		if running := m.runtime.running(id); len(running) > 0 {

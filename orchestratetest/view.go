@@ -50,7 +50,23 @@ type Service struct {
 	Desired int
 	// Tasks are its tasks by ID.
 	Tasks map[string]*Task
+	slots map[int][]*Task // the same
 	spec  int64
+}
+
+func (s *Service) add(t *Task) {
+	if s.Tasks[t.ID] == nil {
+		s.Tasks[t.ID] = t
+		s.slots[t.Slot] = append(s.slots[t.Slot], t)
+	}
+}
+
+func (s *Service) drop(t *Task) {
+	delete(s.Tasks, t.ID)
+	rest := slices.DeleteFunc(s.slots[t.Slot], func(other *Task) bool { return other == t })
+	if s.slots[t.Slot] = rest; len(rest) == 0 {
+		delete(s.slots, t.Slot)
+	}
 }
 
 // Node is a node in a [View].
@@ -244,7 +260,7 @@ func (v *View) forget(t *Task) {
 			delete(n.Tasks, t.ID)
 		}
 		if s := v.services[t.Service]; s != nil {
-			delete(s.Tasks, t.ID)
+			s.drop(t)
 		}
 	}
 }
@@ -258,14 +274,8 @@ func (v *View) task(key string, c store.Change) {
 		v.forget(t)
 		return
 	}
-	var rec struct {
-		Namespace, Service string
-		Slot               int
-		Revision           int64
-		Request            struct{ Resources scheduler.Resources }
-		Stop               *struct{ Reason string }
-	}
-	if json.Unmarshal(c.Item.Value, &rec) != nil {
+	var rec record.Task
+	if record.ReadTask(c.Item.Value, &rec) != nil {
 		return
 	}
 	placed := !t.Known
@@ -275,7 +285,7 @@ func (v *View) task(key string, c store.Change) {
 		n.Tasks[t.ID] = t
 	}
 	if s := v.services[t.Service]; s != nil {
-		s.Tasks[t.ID] = t
+		s.add(t)
 	}
 	v.touchedServices[t.Service] = true
 	if placed {
@@ -306,26 +316,21 @@ func (v *View) status(key string, c store.Change) {
 		v.forget(t)
 		return
 	}
-	var rec struct {
-		State     orchestrate.State
-		Addresses map[string][]netip.Addr
-		Restarts  int
-		Failure   *struct{ Kind, Message string }
-	}
-	if json.Unmarshal(c.Item.Value, &rec) != nil {
+	var rec record.Status
+	if record.ReadStatus(c.Item.Value, &rec) != nil {
 		return
 	}
-	if rec.State != t.State {
-		e := Event{Kind: TaskState, Subject: t.ID, Detail: string(rec.State), Revision: c.Item.Revision}
-		if rec.Failure != nil && rec.State == orchestrate.Failed {
+	if state := orchestrate.State(rec.State); state != t.State {
+		e := Event{Kind: TaskState, Subject: t.ID, Detail: string(state), Revision: c.Item.Revision}
+		if rec.Failure != nil && state == orchestrate.Failed {
 			e.Detail += ", " + rec.Failure.Message
 		}
 		v.world.note(e)
 	}
-	if t.Serves() && rec.State != orchestrate.Ready {
+	if t.Serves() && rec.State != record.Ready {
 		t.served, t.until = true, v.Since()
 	}
-	t.State, t.Addresses, t.Restarts, t.stated = rec.State, rec.Addresses, rec.Restarts, v.Since()
+	t.State, t.Addresses, t.Restarts, t.stated = orchestrate.State(rec.State), rec.Addresses, rec.Restarts, v.Since()
 	if t.State == orchestrate.Ready {
 		t.served = false
 	}
@@ -424,10 +429,10 @@ func (v *View) service(key string, c store.Change) {
 		return
 	}
 	if s == nil {
-		s = &Service{Key: key, Tasks: map[string]*Task{}}
+		s = &Service{Key: key, Tasks: map[string]*Task{}, slots: map[int][]*Task{}}
 		for _, t := range v.tasks {
 			if t.Service == key {
-				s.Tasks[t.ID] = t
+				s.add(t)
 			}
 		}
 		v.services[key] = s
