@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -109,6 +110,17 @@ func TestSharedFolderComesAndGoes(t *testing.T) {
 		}
 		if err := os.Remove(dir); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// What is wrong with a device is said with its name.
+func TestDeviceErrors(t *testing.T) {
+	rt := open(t, t.TempDir())
+	for _, source := range []string{"/dev/none-of-that-name", "/etc/passwd"} {
+		err := rt.Start(t.Context(), runtime.Spec{ID: "a", Image: testImage, Args: []string{"exit=0"}, Devices: []runtime.Device{{Source: source}}})
+		if err == nil || !strings.Contains(err.Error(), source) {
+			t.Errorf("Start with the device %s: got %v, want an error that names it", source, err)
 		}
 	}
 }

@@ -5,7 +5,6 @@ package containerd
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -329,9 +328,6 @@ func devices(s *specs.Spec, want []runtime.Device) error {
 	for _, d := range want {
 		dev, err := oci.DeviceFromPath(d.Source)
 		if err != nil {
-			if errors.Is(err, os.ErrNotExist) {
-				return fmt.Errorf("device: %w", err)
-			}
 			return fmt.Errorf("device %s: %w", d.Source, err)
 		}
 		dev.Path = firstOf(d.Target, d.Source)
