@@ -36,6 +36,7 @@ type batch struct {
 	guarded  map[string]bool
 	depends  []string            // NAMESPACE/NAME of what comes to depend on something else
 	staged   map[string]*Service // that this batch writes; nil: removes
+	ended    map[string]string   // jobs and cron jobs that it removes, with their kind
 	// published are NAMESPACE/NAME of services whose published ports change.
 	published []string
 
@@ -137,14 +138,17 @@ func (f *Fleet) commit(ctx context.Context, b *batch) error {
 	return err
 }
 
-// noteRemoved remembers which services this fleet removed, for [Fleet.Wait].
+// noteRemoved remembers what this fleet removed, for [Fleet.Wait].
 func (f *Fleet) noteRemoved(b *batch) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for name, s := range b.staged {
 		if s == nil {
-			f.removed[name] = true
+			f.removed[name] = KindService
 		}
+	}
+	for name, kind := range b.ended {
+		f.removed[name] = kind
 	}
 }
 

@@ -330,3 +330,52 @@ func ExampleCronJob() {
 	// <nil>
 	// true timeZone
 }
+
+// Wait of what was removed returns when nothing is left: of a job, whether its tasks
+// still ran or not, and of a cron job with all its runs.
+func TestWaitForRemoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, rt, _ := openCrons(t)
+		work(rt, time.Hour, ok)
+		done := aJob("done", 1, 1)
+		mustApply(t, f, aCron("c", "@every 1m"), aJob("goes-on", 2, 2), done)
+		// One that is no run, and only has such a name.
+		mustApply(t, f, aJob("c-1", 1, 1))
+		time.Sleep(3*time.Minute + time.Second)
+		if st := cronStatus(t, f, "c"); len(st.Active) < 2 {
+			t.Fatalf("%d runs go on, want some", len(st.Active))
+		}
+		for _, name := range []string{"c", "goes-on"} {
+			if err := f.Remove(t.Context(), name); err != nil {
+				t.Fatal(err)
+			}
+			r, err := f.Wait(t.Context(), name)
+			if err != nil || r.Outcome != orchestrate.RolloutRemoved {
+				t.Errorf("Wait of %s, which was removed: got %v, %v; want removed", name, r, err)
+			}
+			tasks, err := rt.List(t.Context(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, c := range tasks {
+				if strings.HasPrefix(c.ID, name+"-9") || strings.HasPrefix(c.ID, name+".") {
+					t.Errorf("Wait of %s returned while %s was there", name, c.ID)
+				}
+			}
+		}
+		time.Sleep(2 * time.Hour)
+		if r, err := f.WaitJob(t.Context(), "done"); err != nil || r.Outcome != orchestrate.JobCompleted {
+			t.Fatalf("got %v, %v; want it completed", r, err)
+		}
+		if err := f.Remove(t.Context(), "done"); err != nil {
+			t.Fatal(err)
+		}
+		if r, err := f.Wait(t.Context(), "done"); err != nil || r.Outcome != orchestrate.RolloutRemoved {
+			t.Errorf("Wait of a job that had ended and was removed: got %v, %v; want removed", r, err)
+		}
+		mustApply(t, f, done)
+		if _, err := f.Wait(t.Context(), "done"); !errors.Is(err, orchestrate.ErrNotFound) {
+			t.Errorf("Wait, which is for services, of a job that was applied again: got %v, want ErrNotFound", err)
+		}
+	})
+}

@@ -41,7 +41,7 @@ type Fleet struct {
 	mu      sync.Mutex // guards what follows
 	closed  bool
 	cancels map[*context.CancelFunc]struct{}
-	removed map[string]bool // services that this fleet has removed
+	removed map[string]string // what this fleet has removed, with its kind
 	running sync.WaitGroup
 
 	triggers atomic.Int64 // made by this fleet, for their names
@@ -133,7 +133,7 @@ func New(s store.Store, opts ...Option) (*Fleet, error) {
 	if s == nil {
 		return nil, errors.New("orchestrate: the store is nil; open one with store/bolt, or use package local")
 	}
-	f := &Fleet{store: s, cancels: map[*context.CancelFunc]struct{}{}, removed: map[string]bool{}}
+	f := &Fleet{store: s, cancels: map[*context.CancelFunc]struct{}{}, removed: map[string]string{}}
 	for _, o := range opts {
 		o(&f.opts)
 	}

@@ -115,6 +115,10 @@ func (r Removal) one(ctx context.Context, f *Fleet, b *batch, kind, prefix strin
 	}
 	b.guard(item, key)
 	b.Writes = append(b.Writes, store.Delete(key))
+	if b.ended == nil {
+		b.ended = map[string]string{}
+	}
+	b.ended[ns+"/"+name] = kind
 	b.tell(ctx, record.Event{Kind: gone, Namespace: ns, Service: name, Reason: record.ReasonRemoved})
 	return nil
 }

@@ -142,9 +142,9 @@ func (e *RolloutError) Error() string { return e.Result.String() }
 // a call, or does already, is [RolloutWaiting]: it goes on with that call, and
 // Wait can be called again after it.
 // The spec is the one at the time of the call: when a later one takes its
-// place, the result is [RolloutSuperseded]. Of a removed service it returns
-// when nothing is left. A service of which there is nothing, and that this
-// fleet has not removed, is a [*NameError].
+// place, the result is [RolloutSuperseded]. Of a removed service, job or cron job
+// it returns when nothing is left, with [RolloutRemoved]. A name of which there is
+// nothing, and that this fleet has not removed, is a [*NameError].
 func (f *Fleet) Wait(ctx context.Context, name string) (Result, error) {
 	ctx, done, err := f.begin(ctx)
 	if err != nil {
@@ -314,30 +314,54 @@ func (f *Fleet) watchOnce(ctx context.Context, w *waiter, keys [3]string) error 
 	}
 }
 
-// waitRemoved waits until nothing is left of a service without a spec.
+// waitRemoved waits until nothing is left of a service, job or cron job without a
+// spec.
 func (f *Fleet) waitRemoved(ctx context.Context, r *Result, name string) error {
 	ns, base := splitName(name)
 	f.mu.Lock()
-	known := f.removed[ns+"/"+base]
+	kind := f.removed[ns+"/"+base]
 	f.mu.Unlock()
-	for {
-		// What may be left: the leader deletes the rollout last.
-		key := record.Key(record.Rollouts, ns, base)
-		if _, _, err := getKey(ctx, f.store, key); err != nil || store.ValidateKey(key) != nil {
-			return &NameError{"service", name}
-		}
+	known := kind != ""
+	// What may be left: of a service, the leader deletes the rollout last.
+	key := record.Key(record.Rollouts, ns, base)
+	if _, _, err := getKey(ctx, f.store, key); err != nil || store.ValidateKey(key) != nil {
+		return &NameError{"service", name}
+	}
+	prefixes := []string{key, record.Tasks, record.Statuses}
+	spec := ""
+	switch kind {
+	case KindJob:
+		spec = record.Key(record.Jobs, ns, base)
+	case KindCronJob:
+		spec = record.Key(record.Crons, ns, base)
+		prefixes = append(prefixes, record.Jobs)
+	}
+	for first := true; ; first = false {
 		snapshot, err := f.store.List(ctx, key)
 		if err != nil {
 			return err
+		}
+		if spec != "" {
+			if _, again, err := store.Get(ctx, f.store, spec); err != nil {
+				return err
+			} else if again && first {
+				return &NameError{"service", name}
+			} else if again {
+				r.Outcome, r.Message, r.Ended = RolloutSuperseded, "it was applied again", time.Now().UTC()
+				return nil
+			}
 		}
 		left := false
 		for _, item := range snapshot.Items {
 			left = left || item.Key == key
 		}
-		if !left {
-			if left, err = f.anyTask(ctx, ns, base); err != nil {
-				return err
-			}
+		if !left && kind == KindCronJob {
+			left, err = f.anyRun(ctx, ns, base)
+		} else if !left {
+			left, err = f.anyTask(ctx, ns, func(of string) bool { return of == base })
+		}
+		if err != nil {
+			return err
 		}
 		if !left {
 			if !known {
@@ -347,15 +371,39 @@ func (f *Fleet) waitRemoved(ctx context.Context, r *Result, name string) error {
 			return nil
 		}
 		known = true
-		if err := f.next(ctx, []string{key, record.Tasks, record.Statuses}, snapshot.Revision); err != nil {
+		if err := f.next(ctx, prefixes, snapshot.Revision); err != nil {
 			return err
 		}
 	}
 }
 
-// anyTask reports whether a service has a task, or the status of one on a node
-// that is alive: its last word is that it has forgotten the task.
-func (f *Fleet) anyTask(ctx context.Context, namespace, name string) (bool, error) {
+// anyRun reports whether there is a run of a cron job that was removed, or a task
+// of one. Runs are known by their names once the leader has deleted them.
+func (f *Fleet) anyRun(ctx context.Context, namespace, name string) (bool, error) {
+	snapshot, err := f.store.List(ctx, record.Key(record.Jobs, namespace, name))
+	if err != nil {
+		return false, err
+	}
+	others := map[string]bool{} // jobs that only have such a name
+	for _, item := range snapshot.Items {
+		j, rec, err := readJob(item)
+		if err != nil {
+			return false, err
+		}
+		if rec.Cron != nil && rec.Cron.Name == name {
+			return true, nil
+		}
+		others[j.Name] = true
+	}
+	return f.anyTask(ctx, namespace, func(of string) bool {
+		seconds, ok := strings.CutPrefix(of, name+"-")
+		return ok && only(seconds, isDigit) && !others[of]
+	})
+}
+
+// anyTask reports whether one of some services has a task, or the status of one on
+// a node that is alive: its last word is that it has forgotten the task.
+func (f *Fleet) anyTask(ctx context.Context, namespace string, of func(service string) bool) (bool, error) {
 	for _, prefix := range []string{record.Tasks, record.Statuses} {
 		snapshot, err := f.store.List(ctx, prefix)
 		if err != nil {
@@ -363,11 +411,11 @@ func (f *Fleet) anyTask(ctx context.Context, namespace, name string) (bool, erro
 		}
 		for _, item := range snapshot.Items {
 			// Tasks and statuses name their service alike.
-			var of struct{ Namespace, Service string }
-			if err := json.Unmarshal(item.Value, &of); err != nil {
+			var task struct{ Namespace, Service string }
+			if err := json.Unmarshal(item.Value, &task); err != nil {
 				return false, fmt.Errorf("read %s: %w", item.Key, err)
 			}
-			if of.Namespace != namespace || of.Service != name {
+			if task.Namespace != namespace || !of(task.Service) {
 				continue
 			}
 			if prefix == record.Tasks {
