@@ -99,7 +99,7 @@ func TestReadWhatIsWritten(t *testing.T) {
 func TestReadDamaged(t *testing.T) {
 	task, status, events := full()
 	bytes := []byte(`"\{}[]:,0-9.+Eeé. ` + "\n\x00\x80tfn")
-	rounds := 400
+	rounds := 100
 	rng := rand.New(rand.NewPCG(1, 2))
 	for _, data := range [][]byte{encoded(t, task), encoded(t, status), EncodeEvents(events)} {
 		agree(t, data)

@@ -111,10 +111,10 @@ func createFile(path string) error {
 	return syncDir(filepath.Dir(path))
 }
 
-// lockPatience is how long to wait for the lock of a file: not at all, in
-// bbolt's steps of 50 ms. The lock of a dead process is gone before anybody can
-// notice that it is dead.
-const lockPatience = time.Millisecond
+// lockPatience is how long to wait for the lock of a file. A process that is killed
+// while it starts another leaves, for the moment from fork to exec, a child that
+// holds its lock: on a busy machine that is longer than it takes to start anew.
+const lockPatience = time.Second
 
 // openDB opens a file that exists. It does not touch one that is not bbolt's.
 func openDB(path string) (db *bbolt.DB, err error) {
