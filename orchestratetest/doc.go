@@ -51,7 +51,9 @@
 //
 // Without [Scenario.Balancers] nodes publish their endpoints and program nothing,
 // since that costs with the square of the fleet's size. A hung node is an agent
-// that hangs. Clocks are off by an amount, and none runs faster than another.
+// that hangs. A clock that is off, or runs fast or slow, shows in records, in what is
+// believed of leases and in how long machines hold containers; all timers else go by
+// one clock.
 //
 // # Drivers of your own
 //

@@ -48,11 +48,17 @@ type Partition struct {
 	For   time.Duration
 }
 
-// ClockSkew sets the clock of a node ahead by By, or back.
+// ClockSkew sets the clock of a node, or of a control plane such as "control1", ahead
+// by By, or back, and has it run faster by PPM parts per million, or slower: one of
+// 10,000 gains 36 s an hour, and less than half of 1,000,000 is possible. That shows in
+// the times of all that its owner writes and reads; and, of a node, in how long its
+// agent believes in a lease that is not renewed, and its machine holds what must not
+// run twice. Other timers go by the clock that all have.
 type ClockSkew struct {
 	Node string
 	By   time.Duration
 	For  time.Duration
+	PPM  int
 }
 
 // The faults of the store and of who leads.
@@ -265,17 +271,33 @@ func (w *world) heal(a *actor) {
 
 // String is the fault in words.
 func (f ClockSkew) String() string {
-	return fmt.Sprintf("the clock of %s is off by %v%s", f.Node, f.By, lasting(f.For))
+	var wrong []string
+	if f.By != 0 || f.PPM == 0 {
+		wrong = append(wrong, fmt.Sprintf("is off by %v", f.By))
+	}
+	if f.PPM != 0 {
+		wrong = append(wrong, fmt.Sprintf("runs faster by %d millionths", f.PPM))
+	}
+	return fmt.Sprintf("the clock of %s %s%s", f.Node, strings.Join(wrong, " and "), lasting(f.For))
 }
 func (f ClockSkew) do(w *world) {
-	m := w.byID[f.Node]
+	a := w.actorOf(f.Node)
+	d := &drift{by: f.By, ppm: int64(f.PPM), since: time.Now()}
 	w.fault(f, f.For, func() bool {
-		if m == nil {
+		if a == nil {
 			return false
 		}
-		m.skew += f.By
+		if rate := a.clock.rate() + d.ppm; rate <= -maxRate || rate >= maxRate {
+			return false
+		}
+		a.clock = append(slices.Clone(a.clock), d)
 		return true
-	}, func() { m.skew -= f.By })
+	}, func() {
+		a.clock = slices.DeleteFunc(slices.Clone(a.clock), func(o *drift) bool { return o == d })
+		if len(a.clock) == 0 {
+			a.clock = nil
+		}
+	})
 }
 
 // String is the fault in words.

@@ -66,7 +66,7 @@ type actor struct {
 	hung   bool
 	closed bool          // it has closed its store
 	lag    time.Duration // how much longer everything takes
-	skew   time.Duration // of its clock
+	clock  clock         // what is wrong with its; nil is nothing
 	queues [classes][]*op
 	held   []*op // while it is hung
 	leases []*lease

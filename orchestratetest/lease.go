@@ -151,6 +151,9 @@ func (l *lease) Keep(ctx context.Context, patience time.Duration, renewed func(t
 			renewed(sent)
 			lost = nil
 			if d := time.Until(sent.Add(patience)); d < always/2 {
+				w.mu.Lock()
+				d = l.client.actor.counts(d)
+				w.mu.Unlock()
 				lost = time.After(d)
 			}
 		}

@@ -122,7 +122,7 @@ func (m *machine) kill() {
 		}
 	}
 	if m.runtime.beyond > 0 && !renewed.IsZero() {
-		_ = m.runtime.Runtime.Hold(context.Background(), time.Until(renewed.Add(m.runtime.beyond))) // fails with its context alone
+		_ = m.runtime.Runtime.Hold(context.Background(), m.counts(time.Until(renewed.Add(m.runtime.beyond)))) // fails with its context alone
 	}
 }
 
@@ -154,6 +154,7 @@ func (c *containers) Hold(ctx context.Context, d time.Duration) error {
 	if c.beyond = 0; d > always/2 {
 		c.beyond = d - always
 	}
+	d = c.machine.counts(d)
 	c.machine.world.mu.Unlock()
 	return c.Runtime.Hold(ctx, d)
 }

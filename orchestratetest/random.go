@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/orchestrate-go/orchestrate"
+	orchestratenode "github.com/orchestrate-go/orchestrate/node"
 )
 
 // Random adds faults at random.
@@ -149,7 +150,9 @@ func (s *Scenario) random() (steps []Step) {
 			return p
 		}},
 		{mix.ClockSkew, func() Action {
-			return ClockSkew{node(), (after(rng, 10*time.Minute) - 10*time.Minute).Truncate(time.Second), long()}
+			f := ClockSkew{Node: node(), By: (after(rng, 10*time.Minute) - 10*time.Minute).Truncate(time.Second), For: long()}
+			f.PPM = int((2*draw(s.Seed, "rate", len(steps)) - 1) * orchestratenode.ClockDrift * million) // as much as is to be borne
+			return f
 		}},
 		{mix.StoreSlow, func() Action { return StoreSlow{after(rng, 200*time.Millisecond), long() / 10} }},
 		{mix.StoreConflicts, func() Action { return StoreConflicts{0.1 + rng.Float64()/2, long() / 10} }},

@@ -100,9 +100,9 @@ func (c client) List(ctx context.Context, prefix string) (s store.Snapshot, err 
 		s, err = c.store.List(context.Background(), prefix)
 		return err
 	})
-	if k := -c.world.skewOf(c.actor); k != 0 {
+	if k := c.world.clockOf(c.actor); k != nil {
 		for i := range s.Items {
-			s.Items[i].Value = shift(s.Items[i].Value, k)
+			s.Items[i].Value = shift(s.Items[i].Value, k.means)
 		}
 	}
 	return s, err
@@ -114,8 +114,8 @@ func (c client) Get(ctx context.Context, key string) (item store.Item, found boo
 		item, found, err = store.Get(context.Background(), c.store, key)
 		return err
 	})
-	if k := -c.world.skewOf(c.actor); k != 0 {
-		item.Value = shift(item.Value, k)
+	if k := c.world.clockOf(c.actor); k != nil {
+		item.Value = shift(item.Value, k.means)
 	}
 	return item, found, err
 }
@@ -262,8 +262,8 @@ func (w *world) deliver() bool {
 		}
 		b := t.pending[0]
 		t.pending = t.pending[1:]
-		if a.skew != 0 {
-			b = shiftBatch(b, -a.skew)
+		if a.clock != nil {
+			b = shiftBatch(b, a.clock.means)
 		}
 		if w.scenario.trace != nil {
 			w.scenario.trace(fmt.Sprintf("%v %s deliver %s %d", w.since(), a.id, t.prefix, b.Revision))
@@ -287,8 +287,8 @@ func (c client) Commit(ctx context.Context, txn store.Txn) (revision int64, err 
 	if err := txn.Validate(); err != nil {
 		return 0, err
 	}
-	if k := c.world.skewOf(c.actor); k != 0 {
-		txn = shiftTxn(txn, k)
+	if k := c.world.clockOf(c.actor); k != nil {
+		txn = shiftTxn(txn, k.tells)
 	}
 	if tamper := c.world.scenario.tamper; tamper != nil {
 		txn = tamper(c.actor.id, txn)
