@@ -129,8 +129,9 @@ func (a *Access) span(key string) (start, end string) {
 	return full, clientv3.GetPrefixRangeEnd(full)
 }
 
-// Revoke removes a member from etcd's users: its next call is refused, and its
-// watches end.
+// Revoke removes a member from etcd's users: its next call is refused. Servers of
+// package embed end its watches too; others tell a watch that it has open of
+// changes for as long as its connection lasts.
 func (a *Access) Revoke(ctx context.Context, id identity.ID) error {
 	client := a.store.client
 	_, err := client.UserDelete(ctx, id.String())

@@ -137,8 +137,21 @@ func TestAccess(t *testing.T) {
 			t.Errorf("%s: got %v, want ErrDenied", what, err)
 		}
 	}
+	watched, err := node.Watch(ctx, "/tasks/n1/", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := next(t, watched); got.Err != nil {
+		t.Fatalf("a node's watch of its tasks: %v", got.Err)
+	}
 	if err := registrar.Revoke(ctx, member.ID()); err != nil {
 		t.Fatal(err)
+	}
+	if err := put(root, "/tasks/n1/secret"); err != nil {
+		t.Fatal(err)
+	}
+	if got := next(t, watched); !errors.Is(got.Err, etcd.ErrDenied) {
+		t.Errorf("the watch of a node that was revoked tells %+v, want ErrDenied", got)
 	}
 	if err := list(node, "/tasks/n1/"); !errors.Is(err, etcd.ErrDenied) && !errors.Is(err, etcd.ErrUnauthenticated) {
 		t.Errorf("a revoked node reads its tasks: got %v, want ErrDenied or ErrUnauthenticated", err)

@@ -12,6 +12,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	server "go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"google.golang.org/grpc"
 
 	"github.com/orchestrate-go/orchestrate/store/etcd"
 	"github.com/orchestrate-go/orchestrate/store/etcd/internal/zapslog"
@@ -23,6 +24,7 @@ type Member struct {
 	config *server.Config
 	etcd   *server.Etcd
 	admin  *clientv3.Client // goes to the server without a connection
+	users  *streams
 
 	done   chan struct{} // closed by end
 	ending sync.Once
@@ -49,6 +51,8 @@ func Start(ctx context.Context, opts Options) (*Member, error) {
 	config.ZapLoggerBuilder = server.NewZapLoggerBuilder(zapslog.New(opts.Logger.With("member", opts.Name), func(message string) {
 		m.end(errors.New(message))
 	}))
+	m.users = &streams{member: m, started: make(chan struct{}), open: map[*stream]bool{}}
+	config.GRPCAdditionalServerOptions = []grpc.ServerOption{grpc.ChainStreamInterceptor(m.users.serve)}
 	if err := m.start(); err != nil {
 		return nil, fmt.Errorf("start etcd member %s: %w", opts.Name, err)
 	}
@@ -77,6 +81,8 @@ func (m *Member) start() error {
 	if err != nil {
 		return err
 	}
+	close(m.users.started)
+	m.watch.Go(m.users.look)
 	m.admin = v3client.New(m.etcd.Server)
 	m.watch.Go(func() {
 		select {
