@@ -32,5 +32,8 @@ func Parse(expression string, zone *time.Location) (next func(time.Time) time.Ti
 	if err != nil {
 		return nil, err
 	}
+	if fields, ok := schedule.(*cron.SpecSchedule); ok {
+		return func(t time.Time) time.Time { return after(fields, t, zone) }, nil
+	}
 	return func(t time.Time) time.Time { return schedule.Next(t.In(zone)) }, nil
 }
