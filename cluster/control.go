@@ -94,37 +94,13 @@ func OpenControl(ctx context.Context, dir string, opts ControlOptions) (*Control
 }
 
 func (c *Control) open(ctx context.Context, dir string) (err error) {
-	o := &c.opts
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
-	o.Ports = o.Ports.withDefaults()
-	o.CertificateTTL = cmp.Or(o.CertificateTTL, identity.DefaultTTL)
-	if dir, err = checkDir(dir); err != nil {
-		return err
-	}
-	if err := c.check(); err != nil {
-		return err
-	}
-	authority, err := keepAuthority(filepath.Join(dir, "authority"), o.Authority, len(o.Members) == 1 && o.Join == nil)
+	member, err := c.identify(ctx, dir)
 	if err != nil {
 		return err
 	}
-	address := o.Members[o.Name]
-	c.keys = identity.NewKeyring(authority)
-	id := identity.ID{Role: identity.Control, Name: o.Name}
-	if c.self, err = c.keys.Member(id, []string{address.String()}, o.CertificateTTL); err != nil {
-		return err
-	}
-	files := filepath.Join(dir, "tls")
-	if err := c.self.Mirror(files); err != nil {
-		return err
-	}
-	if err := c.self.Renew(ctx); err != nil {
-		return err
-	}
+	o, address := &c.opts, c.opts.Members[c.opts.Name]
 	c.run(c.self.Run)
-	if err := c.startEtcd(ctx, dir, files); err != nil {
+	if c.etcd, err = embed.Start(ctx, member); err != nil {
 		return err
 	}
 	c.store, err = etcd.Open(etcd.Options{
@@ -171,6 +147,37 @@ func (c *Control) open(ctx context.Context, dir string) (err error) {
 	return nil
 }
 
+// identify makes the control plane's certificate, in its folder, and returns what
+// its member of etcd is.
+func (c *Control) identify(ctx context.Context, dir string) (member embed.Options, err error) {
+	o := &c.opts
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	o.Ports = o.Ports.withDefaults()
+	o.CertificateTTL = cmp.Or(o.CertificateTTL, identity.DefaultTTL)
+	if dir, err = checkDir(dir); err != nil {
+		return member, err
+	}
+	if err := c.check(); err != nil {
+		return member, err
+	}
+	authority, err := keepAuthority(filepath.Join(dir, "authority"), o.Authority, len(o.Members) == 1 && o.Join == nil)
+	if err != nil {
+		return member, err
+	}
+	c.keys = identity.NewKeyring(authority)
+	id := identity.ID{Role: identity.Control, Name: o.Name}
+	if c.self, err = c.keys.Member(id, []string{o.Members[o.Name].String()}, o.CertificateTTL); err != nil {
+		return member, err
+	}
+	files := filepath.Join(dir, "tls")
+	if err := c.self.Mirror(files); err != nil {
+		return member, err
+	}
+	return c.member(dir, files), c.self.Renew(ctx)
+}
+
 func (c *Control) check() error {
 	o := &c.opts
 	if err := checkName(identity.Control, o.Name); err != nil {
@@ -212,7 +219,8 @@ func (c *Control) addresses() []netip.Addr {
 	return all
 }
 
-func (c *Control) startEtcd(ctx context.Context, dir, files string) (err error) {
+// member is this control plane's of etcd.
+func (c *Control) member(dir, files string) embed.Options {
 	o := &c.opts
 	certs := embed.TLS{
 		Cert: filepath.Join(files, identity.FileCert), Key: filepath.Join(files, identity.FileKey), CA: filepath.Join(files, identity.FileRoots),
@@ -229,8 +237,7 @@ func (c *Control) startEtcd(ctx context.Context, dir, files string) (err error) 
 			options.Members[name] = peer(name)
 		}
 	}
-	c.etcd, err = embed.Start(ctx, options)
-	return err
+	return options
 }
 
 // nodeKeys are what a node's agent and its network use of the store.

@@ -43,7 +43,8 @@
 //
 // Containers run on when an agent ends or dies, and the next OpenAgent of the
 // folder adopts them. A control plane that is opened again goes on as who it
-// was. One that lost its folder is replaced: see [Control.Replace].
+// was. One that lost its folder is replaced: see [Control.Replace]. When more than
+// half have, a snapshot is restored: see [Restore].
 //
 // It needs Linux; an agent also root, and the programs containerd-shim-runc-v2
 // and runc. An application that wants another driver in one place composes the

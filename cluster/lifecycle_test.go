@@ -27,7 +27,7 @@ import (
 
 // TestLifecycle has a fleet of three nodes, and what comes and goes of it: who may
 // join, what of a published port is where, a node that is expelled and joins anew,
-// and machines that are cleared.
+// machines that are cleared, and a snapshot that all of it goes on from.
 func TestLifecycle(t *testing.T) {
 	opts := brisk
 	opts.controls, opts.nodes, opts.here = 1, 3, true
@@ -37,6 +37,7 @@ func TestLifecycle(t *testing.T) {
 	t.Run("ingress", w.testIngress)
 	t.Run("expel", w.testExpel)
 	t.Run("destroy", w.testDestroy)
+	t.Run("restore", w.testRestore)
 }
 
 // testJoin has machines that may not join refused, each for what is wrong.
@@ -440,6 +441,58 @@ func (w *world) testDestroy(t *testing.T) {
 	w.start("n1")
 	w.until(30*time.Second, "n1 is a node again", func() bool { return w.alive("n1") })
 	w.until(30*time.Second, "all tasks are there", func() bool { return len(w.serving("web")) == 3 })
+}
+
+// testRestore loses the state of the fleet, and restores a snapshot of it. What ran
+// then runs on, untouched, and what came later ends.
+func (w *world) testRestore(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	before := w.containers()["n1"]
+	if len(before) != 3 {
+		t.Fatalf("n1 runs %v, want three tasks", before)
+	}
+	path := filepath.Join(t.TempDir(), "snapshot")
+	file, err := os.Create(path)
+	if err == nil {
+		_, err = w.control.Etcd().Snapshot(ctx, file)
+	}
+	if err := errors.Join(err, file.Close()); err != nil {
+		t.Fatal(err)
+	}
+	late := w.web(1, 18083)
+	late.Name = "late"
+	w.up(late)
+	if err := w.control.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	opts, lost := w.controlOptions(), filepath.Join(w.Dir(), "a")
+	var wrong *embed.OptionError
+	if err := cluster.Restore(ctx, lost, path, opts); !errors.As(err, &wrong) || wrong.Option != "Dir" {
+		t.Errorf("Restore over a control plane: got %v, want an OptionError of Dir", err)
+	}
+	fresh := filepath.Join(w.Dir(), "restored")
+	none := w.shared(fileCert)
+	if err := cluster.Restore(ctx, fresh, none, opts); !errors.Is(err, embed.ErrSnapshot) {
+		t.Errorf("Restore of what is no snapshot: got %v, want ErrSnapshot", err)
+	}
+	if err := cluster.Restore(ctx, fresh, path, opts); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(lost); err != nil {
+		t.Fatal(err)
+	}
+	w.openControl(fresh, opts)
+	w.until(30*time.Second, "n1 is a node again", func() bool { return w.alive("n1") })
+	w.until(30*time.Second, "what came after the snapshot has ended", func() bool { return len(w.containers()["n1"]) == 3 })
+	if now := w.containers()["n1"]; !maps.Equal(now, before) {
+		t.Errorf("n1 runs %v, want the processes that it ran, %v", now, before)
+	}
+	if _, err := w.fleet.Get(ctx, "late"); !errors.Is(err, orchestrate.ErrNotFound) {
+		t.Errorf("the service that came after the snapshot: %v, want ErrNotFound", err)
+	}
+	w.up(w.web(4, 18080))
 }
 
 // alive reports whether the fleet sees a node.

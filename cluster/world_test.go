@@ -192,7 +192,7 @@ func newWorld(t testing.TB, opts worldOptions) *world {
 		w.start(name)
 	}
 	if opts.here {
-		w.openControl(authority)
+		w.openControl(filepath.Join(w.Dir(), "a"), w.controlOptions())
 	}
 	w.ready(hosts...)
 	token, err := os.ReadFile(w.shared(fileToken + operator))
@@ -216,27 +216,36 @@ func newWorld(t testing.TB, opts worldOptions) *world {
 }
 
 // openControl opens control plane a in this process.
-func (w *world) openControl(authority *identity.Authority) {
+func (w *world) openControl(dir string, opts cluster.ControlOptions) {
 	w.Helper()
 	ctx, cancel := context.WithTimeout(w.Context(), time.Minute)
 	defer cancel()
-	var err error
-	w.control, err = cluster.OpenControl(ctx, filepath.Join(w.Dir(), "a"), cluster.ControlOptions{
-		Name: "a", Members: w.members(), Authority: authority, Fleet: fleetOptions(w.opts.leaderTTL, w.opts.lostAfter),
-	})
-	if err == nil {
-		err = handTokens(ctx, w.control, w.shared(""), w.nodes)
+	c, err := cluster.OpenControl(ctx, dir, opts)
+	if err != nil {
+		w.Fatal(err)
 	}
+	w.control = c
 	w.Cleanup(func() {
-		if w.control == nil {
-			return
-		}
-		if err := w.control.Close(); err != nil {
+		if err := c.Close(); err != nil {
 			w.Error(err)
 		}
 	})
-	if err != nil {
+	if err := handTokens(ctx, c, w.shared(""), w.nodes); err != nil {
 		w.Fatal(err)
+	}
+}
+
+// controlOptions are those of control plane a in this process.
+func (w *world) controlOptions() cluster.ControlOptions {
+	w.Helper()
+	cert, err1 := os.ReadFile(w.shared(fileCert))
+	key, err2 := os.ReadFile(w.shared(fileKey))
+	authority, err3 := identity.ParseAuthority(cert, key)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		w.Fatal(err)
+	}
+	return cluster.ControlOptions{
+		Name: "a", Members: w.members(), Authority: authority, Fleet: fleetOptions(w.opts.leaderTTL, w.opts.lostAfter),
 	}
 }
 
