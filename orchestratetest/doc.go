@@ -40,6 +40,12 @@
 // hold, the steps that it takes are looked for, and printed as a Go test with the
 // last events. [Explore] does the same without failing the test.
 //
+// A scenario that could not test what it seems to is an error: one whose script is
+// about a node or a service that there is none of, or goes on after its end; one that
+// applies what is refused; [AtLeast] of a service that never had as many. A fault that
+// comes to nothing as things are, such as the death of a machine that is off, is in
+// the events as "without effect".
+//
 // # What happened in earnest
 //
 // [Replay] decides again by the log of a fleet, a simulated or a real one, that
@@ -55,7 +61,10 @@
 // believed of leases and in how long machines hold containers; all timers else go by
 // one clock.
 //
-// # Drivers of your own
+// # Strategies and drivers of your own
+//
+// A strategy is registered by [Scenario.Options], and used by the services that name it
+// in their Placement; drivers are put in by [Scenario.Agent].
 //
 // A driver of your own is called by many goroutines, as it is by an agent. As long
 // as what it answers does not depend on the order of calls at one moment, runs

@@ -2,6 +2,7 @@ package orchestratetest
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"time"
 
@@ -255,14 +256,14 @@ func (v *View) stands(t *Task) bool {
 }
 
 // AtLeast holds when a service, NAME or NAMESPACE/NAME, has had n tasks that serve
-// once, and from then on.
+// at some time, and from then on.
 func AtLeast(service string, n int) Invariant {
 	name := fmt.Sprintf("%s has at least %d tasks that serve", service, n)
-	return Invariant{Name: name, source: fmt.Sprintf("orchestratetest.AtLeast(%q, %d)", service, n), state: func() func(*View) error {
-		reached := false
+	inv := Invariant{Name: name, source: fmt.Sprintf("orchestratetest.AtLeast(%q, %d)", service, n)}
+	inv.state = func() func(*View) error {
 		return func(v *View) error {
 			s := v.Service(service)
-			if s == nil || !v.touchedServices[s.Key] && !reached {
+			if s == nil || !v.touchedServices[s.Key] && !v.world.reached[name] {
 				return nil
 			}
 			serve := 0
@@ -271,10 +272,19 @@ func AtLeast(service string, n int) Invariant {
 					serve++
 				}
 			}
-			if reached = reached || serve >= n; reached && serve < n {
+			if serve >= n {
+				v.world.reached[name] = true
+			} else if v.world.reached[name] {
 				return fmt.Errorf("%d of %d", serve, n)
 			}
 			return nil
 		}
-	}}
+	}
+	inv.end = func(v *View) error {
+		if !v.world.reached[name] {
+			return errors.New("it never had them")
+		}
+		return nil
+	}
+	return inv
 }

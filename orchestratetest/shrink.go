@@ -26,7 +26,7 @@ func shrink(t *testing.T, s Scenario, failure *Violation) (Scenario, *Violation)
 		}
 	}
 	if !failure.end {
-		fixed.For = min(s.For, failure.At+failure.At/4+10*time.Minute)
+		fixed.For = min(s.For, (failure.At + failure.At/4 + 10*time.Minute).Truncate(time.Second))
 	}
 	try := func(some []Step) *Violation {
 		c := fixed

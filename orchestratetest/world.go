@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"container/heap"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -57,6 +58,7 @@ type world struct {
 	slots   map[string]map[string]began // of stateful services: where each task was started
 	bounds  map[*Eventual]*due
 	checks  map[int]func(*View) error // of invariants that remember
+	reached map[string]bool           // of AtLeast, by name
 	failure *Violation
 	steps   int
 	faults  int
@@ -73,7 +75,7 @@ const recentCommits = 4096
 func newWorld(s Scenario) (*world, error) {
 	w := &world{
 		scenario: s, began: time.Now(), bell: make(chan struct{}, 1),
-		byID: map[string]*machine{}, history: newHistory(s.Keep), bounds: map[*Eventual]*due{}, slots: map[string]map[string]began{},
+		byID: map[string]*machine{}, history: newHistory(s.Keep), bounds: map[*Eventual]*due{}, reached: map[string]bool{}, slots: map[string]map[string]began{},
 	}
 	w.self = &actor{world: w, id: "world", order: -1}
 	w.store = storememory.New(storememory.Options{History: 1})
@@ -81,16 +83,6 @@ func newWorld(s Scenario) (*world, error) {
 	w.fabric = &fabric{world: w, pools: map[string][]*network.Pool{}}
 	w.view = newView(w)
 	w.weather = newWeather()
-	for _, inv := range s.Always {
-		if inv.Check == nil && inv.state == nil {
-			return nil, fmt.Errorf("orchestratetest: the invariant %q has no Check", inv.Name)
-		}
-	}
-	for _, e := range s.Eventually {
-		if e.Check == nil || e.Within <= 0 {
-			return nil, fmt.Errorf("orchestratetest: %q, which is to hold eventually, has no Check or no time", e.Name)
-		}
-	}
 	order := 0
 	newActor := func(id string) *actor {
 		order++
@@ -122,6 +114,9 @@ func newWorld(s Scenario) (*world, error) {
 			w.byID[id] = m
 			w.machines = append(w.machines, m)
 		}
+	}
+	if err := w.mistake(); err != nil {
+		return nil, err
 	}
 	fleet, err := orchestrate.New(client{w.shared, w.app.actor}, append([]orchestrate.Option{orchestrate.WithID("application")}, w.options()...)...)
 	if err != nil {
@@ -267,6 +262,9 @@ func (w *world) act(name string, do func(ctx context.Context, f *orchestrate.Fle
 		detail := "done"
 		if err != nil {
 			detail = err.Error()
+		}
+		if wrong := new(orchestrate.ValidationError); errors.As(err, &wrong) {
+			w.violated("what is applied is valid", err) // whatever was to be tested by it was not
 		}
 		w.note(Event{Kind: Acted, Subject: name, Detail: detail})
 	})
