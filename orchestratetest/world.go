@@ -159,7 +159,7 @@ func (w *world) run() error {
 			if err != nil {
 				w.mu.Lock()
 				defer w.mu.Unlock()
-				w.violated("the objects are applied", err)
+				w.failed("the objects are applied", err)
 			}
 			return err
 		})
@@ -264,10 +264,16 @@ func (w *world) act(name string, do func(ctx context.Context, f *orchestrate.Fle
 			detail = err.Error()
 		}
 		if wrong := new(orchestrate.ValidationError); errors.As(err, &wrong) {
-			w.violated("what is applied is valid", err) // whatever was to be tested by it was not
+			w.failed("what is applied is valid", err) // whatever was to be tested by it was not
 		}
 		w.note(Event{Kind: Acted, Subject: name, Detail: detail})
 	})
+}
+
+// failed ends the run, for who is not the driver, which alone may do that. mu is held.
+func (w *world) failed(name string, err error) {
+	w.after(0, -1, "failed", func() { w.violated(name, err) })
+	w.ring()
 }
 
 // note adds an event to the history. mu is held.
