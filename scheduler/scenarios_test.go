@@ -225,6 +225,13 @@ var scenarios1 = []scenario{
 			{Service: "pair", Count: 1, Resources: res{Devices: []scheduler.Device{{Kind: "gpu", Count: 2}}}},
 		},
 		want: []string{"a:1", "a:2 left:1", "left:1"},
+	}, {
+		name: "devices of one model are set aside before those of any",
+		nodes: []node{with(n("a"), func(x *node) {
+			x.Capacity.Devices = []scheduler.Device{{Kind: "gpu", Model: "a100", Count: 2}, {Kind: "gpu", Model: "t4", Count: 1}}
+		})},
+		asks: []req{{Service: "both", Count: 1, Resources: res{Devices: []scheduler.Device{{Kind: "gpu", Count: 1}, {Kind: "gpu", Model: "a100", Count: 2}}}}},
+		want: []string{"a:1"},
 	},
 }
 

@@ -151,7 +151,8 @@ type LeaseID string
 type Lease interface {
 	// ID is what [Write.Lease] takes.
 	ID() LeaseID
-	// TTL is how long the lease lasts after its grant and after each renewal.
+	// TTL is how long the lease lasts after its grant and after each renewal: as
+	// long as was asked for, or longer.
 	TTL() time.Duration
 	// KeepAlive renews the lease once. It returns ErrLeaseExpired when the
 	// lease is gone, whatever ended it; it never comes back. [Keep] renews

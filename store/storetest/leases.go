@@ -37,6 +37,11 @@ func testLeaseExpiry(t testing.TB, h Harness) {
 	if l.ID() == "" || l.ID() == other.ID() {
 		t.Fatalf("lease IDs %q and %q, want two names", l.ID(), other.ID())
 	}
+	for _, ttl := range []time.Duration{h.TTL, h.TTL + h.TTL/2, h.TTL + 1} {
+		if got := lease(ctx, t, s, ttl).TTL(); got < ttl {
+			t.Errorf("a lease of %v was granted for %v, want as long at least", ttl, got)
+		}
+	}
 	granted := time.Now()
 	revision := commit(ctx, t, s, leased("/l/1", l), leased("/l/2", l), leased("/l/other", other), put("/l/none", "x"))
 	commit(ctx, t, s, leased("/l/3", l))

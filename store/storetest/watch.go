@@ -214,10 +214,12 @@ func testSlowWatcher(t testing.TB, h Harness) {
 	snapshot := list(ctx, t, s, "/")
 	slow := watch(ctx, t, s, "/", snapshot.Revision)
 	const commits = 500
-	var last int64
+	var revisions []int64
 	for i := range commits {
-		last = commit(ctx, t, s, put(fmt.Sprintf("/k%d", i%7), fmt.Sprint(i)))
+		revisions = append(revisions, commit(ctx, t, s, put(fmt.Sprintf("/k%d", i%7), fmt.Sprint(i))))
 	}
+	last := revisions[commits-1]
+	fromAnywhere(ctx, t, s, revisions)
 	m, n := newMirror(t, "/", snapshot), 0
 	for batch := range within(t, slow) {
 		if errors.Is(batch.Err, store.ErrCompacted) {
@@ -239,6 +241,27 @@ func testSlowWatcher(t testing.TB, h Harness) {
 		}
 	}
 	t.Fatalf("slow watch ended after %d batches without a reason", n)
+}
+
+// fromAnywhere has a watch begin after each of the revisions, which follow one
+// another: the next must come, or word that it is lost.
+func fromAnywhere(ctx context.Context, t testing.TB, s store.Store, revisions []int64) {
+	t.Helper()
+	for i, after := range revisions[:len(revisions)-1] {
+		watching, cancel := context.WithCancel(ctx)
+		batches, err := s.Watch(watching, "/", after)
+		var first store.Batch
+		if err == nil {
+			for first = range within(t, batches) {
+				break
+			}
+			err = first.Err
+		}
+		cancel()
+		if err == nil && first.Revision != revisions[i+1] || err != nil && !errors.Is(err, store.ErrCompacted) {
+			t.Fatalf("a watch after %d begins at %d, %v; want %d or ErrCompacted", after, first.Revision, err, revisions[i+1])
+		}
+	}
 }
 
 // within receives until the channel is closed, and fails if that takes too long.
