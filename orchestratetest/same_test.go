@@ -149,3 +149,20 @@ func TestSeedsDiffer(t *testing.T) {
 		t.Errorf("three seeds have %d histories", len(hashes))
 	}
 }
+
+// TestSchedulesAreTheSame runs jobs and cron jobs again, which are decided about
+// beside the planner.
+func TestSchedulesAreTheSame(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
+	s := scheduled()
+	s.For = 2 * time.Hour
+	s.Script = s.Script[:3]
+	s.Random = orchestratetest.Random{Every: 2 * time.Minute}
+	s.Always = orchestratetest.Ready()
+	s.ControlPlanes = 2
+	var calls []string
+	for run := range 4 {
+		runtime.GOMAXPROCS([]int{2, 1, 4}[run%3])
+		calls = same(t, s, calls)
+	}
+}
