@@ -106,15 +106,21 @@ func fits(writes []store.Write, fence int) int {
 	return len(writes)
 }
 
-// queue takes batches off a watch as they come, so that all that piled up
-// while the loop was busy is planned for at once.
+// arrival is a batch, read.
+type arrival struct {
+	store.Batch
+	parsed []parsed
+}
+
+// queue takes batches off a watch as they come, and reads them, so that all that
+// piled up while the loop was busy is planned for at once.
 type queue struct {
 	// ready has one element when there is something to take.
 	ready chan struct{}
 	done  chan struct{}
 
 	mu      sync.Mutex
-	batches []store.Batch
+	batches []arrival
 	closed  bool
 }
 
@@ -124,19 +130,19 @@ func newQueue(in <-chan store.Batch) *queue {
 	go func() {
 		defer close(q.done)
 		for b := range in {
-			q.put(b, false)
+			q.put(arrival{b, parseAll(b.Changes)}, false)
 		}
-		q.put(store.Batch{}, true)
+		q.put(arrival{}, true)
 	}()
 	return q
 }
 
-func (q *queue) put(b store.Batch, closed bool) {
+func (q *queue) put(a arrival, closed bool) {
 	q.mu.Lock()
 	if closed {
 		q.closed = true
 	} else {
-		q.batches = append(q.batches, b)
+		q.batches = append(q.batches, a)
 	}
 	q.mu.Unlock()
 	select {
@@ -146,7 +152,7 @@ func (q *queue) put(b store.Batch, closed bool) {
 }
 
 // take returns what has come since the last take, and whether more can come.
-func (q *queue) take() (batches []store.Batch, open bool) {
+func (q *queue) take() (batches []arrival, open bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	batches, q.batches = q.batches, nil

@@ -241,9 +241,9 @@ func (l *Loop) lead(ctx context.Context, fence store.Condition) (led bool, err e
 			}
 			at := now()
 			if l.opts.Record != nil {
-				l.opts.Record.Apply(b, at)
+				l.opts.Record.Apply(b.Batch, at)
 			}
-			state.Apply(b, at)
+			state.apply(b, at)
 		}
 		if !open {
 			return led, fmt.Errorf("watch: %w", cmp.Or(context.Cause(ctx), store.ErrClosed))

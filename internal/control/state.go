@@ -214,7 +214,10 @@ func (s *State) Load(snapshot store.Snapshot, now time.Time) {
 		s.ignore(key, err)
 	}
 	for _, prefix := range loadOrder {
-		s.changes(puts(under(snapshot.Items, prefix)))
+		changes := puts(under(snapshot.Items, prefix))
+		for i, p := range parseAll(changes) {
+			s.change(changes[i], p)
+		}
 	}
 	s.revision = snapshot.Revision
 	s.loading = false
@@ -247,22 +250,15 @@ func under(items []store.Item, prefix string) []store.Item {
 
 // Apply takes in what a commit changed.
 func (s *State) Apply(batch store.Batch, now time.Time) {
-	s.now = now
-	s.changes(batch.Changes)
-	s.revision = max(s.revision, batch.Revision)
+	s.apply(arrival{batch, parseAll(batch.Changes)}, now)
 }
 
-// changes takes in written and deleted keys, one after another.
-func (s *State) changes(all []store.Change) {
-	if len(all) < 2*parseAhead {
-		for _, c := range all {
-			s.change(c, parse(c))
-		}
-		return
+func (s *State) apply(a arrival, now time.Time) {
+	s.now = now
+	for i, p := range a.parsed {
+		s.change(a.Changes[i], p)
 	}
-	for i, p := range parseAll(all) {
-		s.change(all[i], p)
-	}
+	s.revision = max(s.revision, a.Revision)
 }
 
 // change takes in one written or deleted key.
