@@ -268,6 +268,52 @@ func TestDrainOfALostNode(t *testing.T) {
 	})
 }
 
+// What becomes of tasks on a node that is silent is said as it is.
+func TestLeftOnALostNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, _, s := open(t)
+		stop := addNode(t, s, "n2")
+		synctest.Wait()
+		everywhere := service("everywhere", 0)
+		everywhere.Mode, everywhere.Replicas = orchestrate.Global, 0
+		patient := service("patient", 0)
+		patient.LostAfter = -1
+		moved := service("moved", 0)
+		plain := service("plain", 0)
+		for _, s := range []*orchestrate.Service{&patient, &moved, &plain} {
+			s.Placement.Constraints = []string{"node.id == n2"}
+		}
+		mustApply(t, f, everywhere, patient, moved, plain)
+		for _, name := range []string{"everywhere", "patient", "moved", "plain"} {
+			mustEnd(t, f, name, orchestrate.RolloutCompleted)
+		}
+		stop()
+		time.Sleep(10 * time.Second)
+		moved.Placement.Constraints = nil
+		mustApply(t, f, moved)
+		time.Sleep(time.Hour)
+		st, err := f.DrainStatus(t.Context(), "n2")
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := map[string]string{
+			"default/everywhere": "waits for the node",
+			"default/patient":    "only when the node is fenced or deleted",
+			"default/moved":      "it was told to stop, which it does when the node returns",
+			"default/plain":      "it is replaced",
+		}
+		for _, left := range st.Left {
+			if left.Reason != orchestrate.BlockedNode || !strings.Contains(left.Message, want[left.Service]) {
+				t.Errorf("%s: got %s, %q; want %q", left.Service, left.Reason, left.Message, want[left.Service])
+			}
+			delete(want, left.Service)
+		}
+		if len(want) > 0 {
+			t.Errorf("nothing is said of %v", want)
+		}
+	})
+}
+
 func ExampleFleet_Drain() {
 	var fleet *orchestrate.Fleet // of several nodes
 	maintain := func(ctx context.Context, node string) error {

@@ -315,7 +315,7 @@ func (s *State) blocked(t *task) Blocked {
 	}
 	switch {
 	case t.lost() || !t.node.alive:
-		return because(BlockedNode, "node %s is lost: nobody knows what the task does, and it is replaced%s", t.node.id, t.replacedWhen())
+		return because(BlockedNode, "node %s is lost: nobody knows what the task does, and %s", t.node.id, t.untilWhen())
 	case t.rec.Stop != nil:
 		return because(BlockedStopping, "it was told to stop %v ago", s.now.Sub(t.rec.Stop.At).Round(time.Second))
 	case t.node.spec.Drain && !t.node.leaving():

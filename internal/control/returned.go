@@ -90,15 +90,19 @@ func (v *jobView) kept() map[int]*task {
 	return kept
 }
 
-// replacedWhen says when a task is replaced whose node is silent, after "it is
-// replaced".
-func (t *task) replacedWhen() string {
+// untilWhen says what becomes of a task whose node is silent, and when.
+func (t *task) untilWhen() string {
+	global := t.service.job == nil && t.service.work.Global
 	switch p := t.patience(); {
+	case t.rec.Stop != nil:
+		return "it was told to stop, which it does when the node returns"
+	case global:
+		return "the task of a global service waits for the node"
 	case t.lost():
-		return ""
+		return "it is replaced"
 	case p < 0:
-		return " only when the node is fenced or deleted: its service waits for it"
+		return "it is replaced only when the node is fenced or deleted: its service waits for it"
 	default:
-		return " once that has lasted for " + p.Round(time.Millisecond).String()
+		return "it is replaced once that has lasted for " + p.Round(time.Millisecond).String()
 	}
 }
