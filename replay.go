@@ -60,7 +60,9 @@ func (d CronDifference) String() string {
 	return fmt.Sprintf("%s: cron job %s: it was to %v, and would be to %v", d.At.Format(time.RFC3339), d.CronJob, d.Was, d.Would)
 }
 
-// Cost is what decisions about places led to.
+// Cost is what decisions about places led to. What it would have been is an estimate,
+// also with the code and the strategy of then: what the planner knew beside the store,
+// such as that it had given up a node, is forgotten here where it decides something.
 type Cost struct {
 	// Moved is how many tasks were on nodes that were lost or left.
 	Moved int

@@ -2,6 +2,7 @@ package orchestratetest
 
 import (
 	"fmt"
+	"go/ast"
 	"go/format"
 	"path"
 	"reflect"
@@ -158,15 +159,18 @@ func (p *printer) value(v reflect.Value, depth int) string {
 		slices.Sort(lines)
 		return p.typeName(v.Type()) + "{\n" + strings.Join(lines, "") + tabs + "}"
 	case reflect.Func:
+		// Of PATH/PACKAGE.NAME; what is no plain name has no source.
 		name := goruntime.FuncForPC(v.Pointer()).Name()
-		name = name[strings.LastIndexByte(name, '/')+1:]
-		if pkg, fn, ok := strings.Cut(name, "."); ok && !strings.ContainsAny(fn, ".()-") {
-			if strings.HasSuffix(pkg, "_test") || pkg == "main" {
-				return fn // where it is pasted
-			}
-			return pkg + "." + fn
+		slash := strings.LastIndexByte(name, '/') + 1
+		pkg, fn, ok := strings.Cut(name[slash:], ".")
+		switch {
+		case !ok || strings.ContainsAny(fn, ".()-"):
+			return ""
+		case strings.HasSuffix(pkg, "_test") || pkg == "main" || !ast.IsExported(fn):
+			return fn // where it is pasted
 		}
-		return ""
+		p.imports[name[:slash]+pkg] = true
+		return pkg + "." + fn
 	case reflect.String:
 		return strconv.Quote(v.String())
 	default:

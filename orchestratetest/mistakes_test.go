@@ -58,3 +58,22 @@ func TestMistakes(t *testing.T) {
 		})
 	}
 }
+
+// ownOptions and OwnOptions are functions of a test, as a user's are.
+func ownOptions() []orchestrate.Option { return nil }
+func OwnOptions() []orchestrate.Option { return nil }
+
+// TestFunctionsAreNamed has the functions of a printed scenario be found where it is
+// pasted.
+func TestFunctionsAreNamed(t *testing.T) {
+	for want, options := range map[string]func() []orchestrate.Option{
+		"Options: ownOptions,":                 ownOptions, // nobody but this package has it
+		"Options: orchestratetest.OwnOptions,": OwnOptions,
+		"// Options is a function without":     func() []orchestrate.Option { return nil },
+	} {
+		source := goTest(Scenario{Options: options}, &Violation{Err: errOver})
+		if !strings.Contains(source, want) || !strings.Contains(source, `"`+self+`"`) {
+			t.Errorf("want %s in\n%s", want, source)
+		}
+	}
+}

@@ -68,7 +68,7 @@ func explain(s Scenario, r *Report) string {
 	for _, e := range last {
 		fmt.Fprintf(&b, "  %v\n", e)
 	}
-	if r.Test != "" {
+	if r.Test != "" && len(s.steps()) > 0 { // else it is the test that failed
 		fmt.Fprintf(&b, "of %d steps these %d break it; as a test:\n\n%s", len(s.steps()), len(r.Script), r.Test)
 	}
 	return b.String()
