@@ -51,9 +51,10 @@ func TestAccess(t *testing.T) {
 			t.Error(err)
 		}
 	}()
+	refused := make(chan struct{}, 1000) // has one for each refusal
 	open := func(m *identity.Member) *etcd.Store {
 		t.Helper()
-		s, err := etcd.Open(etcd.Options{Endpoints: []string{server.Endpoint()}, TLS: m.Client(identity.Is(identity.Control)), Timeout: 5 * time.Second})
+		s, err := etcd.Open(etcd.Options{Refused: func() { refused <- struct{}{} }, Endpoints: []string{server.Endpoint()}, TLS: m.Client(identity.Is(identity.Control)), Timeout: 5 * time.Second})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -150,11 +151,17 @@ func TestAccess(t *testing.T) {
 	if err := put(root, "/tasks/n1/secret"); err != nil {
 		t.Fatal(err)
 	}
+	for len(refused) > 0 {
+		<-refused
+	}
 	if got := next(t, watched); !errors.Is(got.Err, etcd.ErrDenied) {
 		t.Errorf("the watch of a node that was revoked tells %+v, want ErrDenied", got)
 	}
 	if err := list(node, "/tasks/n1/"); !errors.Is(err, etcd.ErrDenied) && !errors.Is(err, etcd.ErrUnauthenticated) {
 		t.Errorf("a revoked node reads its tasks: got %v, want ErrDenied or ErrUnauthenticated", err)
+	}
+	if len(refused) == 0 {
+		t.Error("Refused was not called for a watch and a call that were refused")
 	}
 	if err := member.Renew(ctx); !errors.Is(err, identity.ErrRevoked) {
 		t.Errorf("a revoked node renews: got %v, want ErrRevoked", err)
