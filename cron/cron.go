@@ -6,6 +6,7 @@ package cron
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 	_ "time/tzdata" // zones are known by name on every machine, and are the same in all control planes of a build
@@ -15,8 +16,8 @@ import (
 
 // Parse reads an expression: five fields (minute, hour, day of the month, month,
 // day of the week) with *, lists, ranges, steps and English names, or one of
-// @hourly, @daily, @weekly, @monthly, @yearly, or "@every 90m". As in cron(8), a
-// day fits when either field of days does, if both are restricted.
+// @hourly, @daily, @weekly, @monthly, @yearly, or "@every 90m", of whole seconds.
+// As in cron(8), a day fits when either field of days does, if both are restricted.
 //
 // Next returns the first time after its argument that fits in the zone, or the
 // zero time when there is none within five years. At a change of the clocks:
@@ -31,6 +32,12 @@ func Parse(expression string, zone *time.Location) (next func(time.Time) time.Ti
 	schedule, err := cron.ParseStandard(expression)
 	if err != nil {
 		return nil, err
+	}
+	// The parser takes what is shorter, and less than nothing, for a second.
+	if every, ok := strings.CutPrefix(expression, "@every "); ok {
+		if d, err := time.ParseDuration(every); err != nil || d < time.Second || d%time.Second != 0 {
+			return nil, fmt.Errorf("has the interval %s, which is none of whole seconds; give 1s or more", every)
+		}
 	}
 	if fields, ok := schedule.(*cron.SpecSchedule); ok {
 		return func(t time.Time) time.Time { return after(fields, t, zone) }, nil

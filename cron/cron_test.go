@@ -72,7 +72,7 @@ func TestChangeOfClocks(t *testing.T) {
 }
 
 func TestParseRefuses(t *testing.T) {
-	for _, bad := range []string{"", "* * * *", "* * * * * *", "60 * * * *", "@sometimes", "@every soon", "TZ=UTC * * * * *", "CRON_TZ=UTC * * * * *"} {
+	for _, bad := range []string{"", "* * * *", "* * * * * *", "60 * * * *", "@sometimes", "@every soon", "@every -5m", "@every 0s", "@every 500ms", "@every 1500ms", "TZ=UTC * * * * *", "CRON_TZ=UTC * * * * *"} {
 		if _, err := cron.Parse(bad, time.UTC); err == nil {
 			t.Errorf("%q was read; want an error", bad)
 		}
