@@ -60,9 +60,7 @@ func (d CronDifference) String() string {
 	return fmt.Sprintf("%s: cron job %s: it was to %v, and would be to %v", d.At.Format(time.RFC3339), d.CronJob, d.Was, d.Would)
 }
 
-// Cost is what decisions about places led to. What it would have been is an estimate,
-// also with the code and the strategy of then: what the planner knew beside the store,
-// such as that it had given up a node, is forgotten here where it decides something.
+// Cost is what decisions about places led to.
 type Cost struct {
 	// Moved is how many tasks were on nodes that were lost or left.
 	Moved int
@@ -160,10 +158,13 @@ type nowhere struct{ store.Store }
 
 // replay plays a log.
 type replay struct {
-	config control.Config
-	state  *control.State
-	now    time.Time
-	out    *Replayed
+	config   control.Config
+	state    *control.State
+	before   *control.State    // the last plan, which the log has yet to agree with; else nil
+	since    []stamped         // what came after it
+	expected map[string]string // tasks that it placed and that have yet to come, with their nodes
+	now      time.Time
+	out      *Replayed
 
 	tasks  map[string]*replayed // by key, as they are in the log
 	alive  map[string]bool
@@ -299,6 +300,7 @@ func (p *replay) load(e *entry) error {
 			p.note(store.Change{Item: i}, old)
 		}
 	}
+	p.before, p.since, p.expected = nil, nil, nil
 	p.state = control.NewState(p.config)
 	p.state.Load(snapshot, p.now)
 	return nil
@@ -317,6 +319,7 @@ func (p *replay) apply(e *entry) error {
 		b.Changes = append(b.Changes, store.Change{Item: store.Item{Key: key, Revision: e.Revision}, Deleted: true})
 	}
 	slices.SortFunc(b.Changes, func(a, b store.Change) int { return strings.Compare(a.Item.Key, b.Item.Key) })
+	p.settle(b)
 	for _, c := range b.Changes {
 		p.note(c, nil)
 	}
@@ -453,8 +456,47 @@ func (p *replay) moved(t *replayed) {
 	}
 }
 
-// plan decides what to do as it is now, and keeps what that is. The state is a
-// copy, since what was decided then is what happens.
+// settle looks whether what was placed then is what the last plan placed. If so the
+// state goes on from that plan, as the planner's own did, with all that it remembers;
+// else from before it, since what was decided then is what happens.
+func (p *replay) settle(b store.Batch) {
+	if p.before == nil {
+		return
+	}
+	for _, c := range b.Changes {
+		if !strings.HasPrefix(c.Item.Key, record.Tasks) || c.Deleted || p.tasks[c.Item.Key] != nil {
+			continue
+		}
+		var rec record.Task
+		if json.Unmarshal(c.Item.Value, &rec) != nil || p.expected[c.Item.Key] != rec.Node {
+			p.expected[c.Item.Key] = rec.Node // it never was
+			p.diverge()
+			return
+		}
+		delete(p.expected, c.Item.Key)
+	}
+	p.since = append(p.since, stamped{b, p.now})
+}
+
+// diverge has the state go on from before the last plan, unless all that it placed
+// has come.
+func (p *replay) diverge() {
+	if p.before != nil && len(p.expected) > 0 {
+		p.state = p.before
+		for _, b := range p.since {
+			p.state.Apply(b.batch, b.at)
+		}
+	}
+	p.before, p.since, p.expected = nil, nil, nil
+}
+
+// stamped is what was applied when.
+type stamped struct {
+	batch store.Batch
+	at    time.Time
+}
+
+// plan decides what to do as it is now, and keeps what that is.
 func (p *replay) plan() {
 	p.out.Plans++
 	for slot, at := range p.asked {
@@ -463,12 +505,13 @@ func (p *replay) plan() {
 			delete(p.would, slot)
 		}
 	}
+	p.diverge() // what was expected has not come
 	before := p.state.Clone()
 	plan := p.state.Plan(p.now)
 	if len(plan.Writes) == 0 {
 		return
 	}
-	p.state = before
+	p.before, p.since, p.expected = before, nil, map[string]string{}
 	for _, w := range plan.Writes {
 		switch {
 		case strings.HasPrefix(w.Key, record.Tasks) && !w.Delete:
@@ -476,6 +519,7 @@ func (p *replay) plan() {
 			if p.tasks[w.Key] == nil && json.Unmarshal(w.Value, &rec) == nil {
 				slot := slotOf(rec.Namespace+"/"+rec.Service, rec.Slot)
 				p.would[slot], p.asked[slot] = rec.Node, p.now
+				p.expected[w.Key] = rec.Node
 			}
 		default:
 			p.wouldB.note(w.Key, w.Value, w.Delete)

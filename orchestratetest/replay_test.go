@@ -184,6 +184,24 @@ func TestReplaySchedules(t *testing.T) {
 	}
 }
 
+// TestReplayRemembers decides again in a fleet that is full and loses nodes, where the
+// planner goes by what it has given up, which no record says.
+func TestReplayRemembers(t *testing.T) {
+	work := web(1).Template
+	work.Ports = nil
+	log := recorded(t, orchestratetest.Scenario{
+		For: 24 * time.Hour, Nodes: []orchestratetest.NodeGroup{{Count: 5, FailsEvery: 6 * time.Hour}},
+		Objects: []orchestrate.Object{web(12), orchestrate.CronJob{Name: "backup", Schedule: "*/10 * * * *", Job: orchestrate.Job{Template: work}}}, // that never end
+	})
+	r, err := orchestratetest.Replay(bytes.NewReader(log))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Was.Unplaced < 1000*time.Hour || r.Was != r.Would || r.Same != r.Placements {
+		t.Errorf("the same decisions cost %+v, and then %+v: %v", r.Was, r.Would, r.Differences)
+	}
+}
+
 // secret is in everything that may hold one.
 const secret = "hunter2"
 
