@@ -251,6 +251,30 @@ func TestFailover(t *testing.T) {
 		planned.report(t)
 		seen.report(t)
 	})
+
+	t.Run("etcd", func(t *testing.T) {
+		planned := &worst{what: "the leader has planned after the link of etcd's leader was cut", bound: 10 * time.Second}
+		for i := range runs(t) {
+			time.Sleep(peersNotice)
+			old := ""
+			w.until(time.Minute, "etcd's leader is not where the fleet's is", func() bool {
+				old = w.etcdLeader()
+				return old != "" && old != w.leader()
+			})
+			rest := slices.DeleteFunc(slices.Clone(w.controls), func(c string) bool { return c == old })
+			aside := w.dial(rest)
+			took, _ := w.takeover(t, fmt.Sprint("etcd's cut ", old, i), w.Host(old).Cut, aside)
+			planned.add(took)
+			if err := aside.Close(); err != nil {
+				t.Error(err)
+			}
+			if err := w.Host(old).Heal(); err != nil {
+				t.Fatal(err)
+			}
+			w.restored(t, old)
+		}
+		planned.report(t)
+	})
 }
 
 // peersNotice is by when members of etcd have left connections that died with a

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
-	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -39,15 +38,7 @@ func (m *Member) askLeader(ctx context.Context) error {
 	if leader == nil || len(leader.ClientURLs) == 0 {
 		return rpctypes.ErrNoLeader
 	}
-	config := clientv3.Config{Endpoints: leader.ClientURLs[:1]}
-	if m.opts.ClientTLS != (TLS{}) {
-		certs, err := m.opts.ClientTLS.info().ClientConfig()
-		if err != nil {
-			return err
-		}
-		config.TLS = certs
-	}
-	client, err := clientv3.New(config)
+	client, err := m.client(leader.ClientURLs[0])
 	if err != nil {
 		return err
 	}

@@ -43,6 +43,19 @@ func TestYield(t *testing.T) {
 	}
 	commit(t, open(t, first, etcd.Options{}), store.Put("/x", nil))
 
+	// It is handed to one that is there.
+	third, gone := leads(nil), members[0]
+	if gone == third {
+		gone = members[1]
+	}
+	closed(t, gone)
+	if err := third.Yield(); err != nil {
+		t.Errorf("Yield of %s while %s is gone: %v", third.Name(), gone.Name(), err)
+	}
+	if next := leads(third); next == gone {
+		t.Errorf("%s leads, which is gone", next.Name())
+	}
+
 	opts := options(t, "alone", embed.TLS{})
 	alone := cluster(t, opts)[0]
 	if err := alone.Yield(); err != nil || !alone.Leads() {
