@@ -108,14 +108,14 @@ func (r *Runtime) killRunc(task string) error {
 }
 
 // killByArgs kills every process whose arguments match, and waits for their
-// ends, until there is none: they may start one another.
+// ends, until there is none: they may start one another. One that has started
+// another and ended while this looked has hidden it, so it looks once more.
 func killByArgs(match func(args []string) bool) error {
-	for {
+	for clean := 0; clean < 2; clean++ {
 		files, err := filepath.Glob("/proc/[0-9]*/cmdline")
 		if err != nil {
 			return err
 		}
-		found := false
 		for _, path := range files {
 			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
 			if err != nil {
@@ -129,15 +129,13 @@ func killByArgs(match func(args []string) bool) error {
 			// of none that lives.
 			text, err := os.ReadFile(path)
 			if err == nil && match(strings.Split(string(text), "\x00")) {
-				found = true
+				clean = -1
 				if unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) == nil {
 					_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 5000)
 				}
 			}
 			unix.Close(fd)
 		}
-		if !found {
-			return nil
-		}
 	}
+	return nil
 }
