@@ -304,7 +304,7 @@ func history(t *testing.T, seed uint64, length time.Duration, wrong func(*etcd.S
 	c := etcdtest.New(t, 3)
 	started := time.Now()
 	clock := func() int64 { return time.Since(started).Nanoseconds() }
-	ctx, cancel := context.WithTimeout(t.Context(), 10*length)
+	ctx, cancel := context.WithTimeout(t.Context(), 40*length)
 	defer cancel()
 	count := &atomic.Int64{}
 	enough := func() bool { return time.Since(started) > length && count.Load() > 500 }
