@@ -2,10 +2,17 @@ package orchestrate_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"slices"
+	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/orchestrate-go/orchestrate"
+	"github.com/orchestrate-go/orchestrate/internal/record"
+	runtimememory "github.com/orchestrate-go/orchestrate/runtime/memory"
+	"github.com/orchestrate-go/orchestrate/store"
 	"github.com/orchestrate-go/orchestrate/store/memory"
 )
 
@@ -96,5 +103,71 @@ func TestPublishedPortsMove(t *testing.T) {
 	err = f.Rollback(t.Context(), "b", 1)
 	if !errors.As(err, &taken) || taken.Owner != "default/a" {
 		t.Errorf("Rollback to a port that another has by now: got %v, want a PortError", err)
+	}
+}
+
+// publishedBy is what the nodes are told to publish for a service.
+func publishedBy(t *testing.T, s store.Store, name string) (ports []uint16) {
+	t.Helper()
+	synctest.Wait()
+	item, _, err := store.Get(t.Context(), s, record.Key(record.Frontends, "default", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var f record.Frontend
+	if err := json.Unmarshal(item.Value, &f); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range f.Ports {
+		if p.Published != 0 {
+			ports = append(ports, p.Published)
+		}
+	}
+	return ports
+}
+
+// A revision that is gone back to has no port that another service took while the
+// spec had given it up, and has it again when the other is gone.
+func TestRollbackLeavesPortsOfOthers(t *testing.T) {
+	for _, during := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			f, rt, s := open(t)
+			rt.SetImage("img:missing", runtimememory.Image{Program: runtimememory.Program{StartErr: runtimememory.ErrCommandNotFound, StartErrPermanent: true}})
+			web := publishing("web", orchestrate.Port{Published: 80}, orchestrate.Port{Published: 81})
+			mustApply(t, f, web)
+			mustEnd(t, f, "web", orchestrate.RolloutCompleted)
+			other := publishing("other", orchestrate.Port{Published: 80})
+			bad := publishing("web", orchestrate.Port{}, orchestrate.Port{Published: 81})
+			bad.Containers[0].Image = "img:missing"
+			if during {
+				mustApply(t, f, bad, other)
+			} else {
+				mustApply(t, f, bad)
+			}
+			r := mustEnd(t, f, "web", orchestrate.RolloutFailed)
+			if r.Rollback == nil || r.Rollback.Outcome != orchestrate.RolloutCompleted {
+				t.Fatalf("%v; want it rolled back", r)
+			}
+			if during && !strings.Contains(r.Rollback.Message, "80/tcp belongs to service default/other") {
+				t.Errorf("the rollback says %q, want which port it has not", r.Rollback.Message)
+			}
+			if got := publishedBy(t, s, "web"); !during && !slices.Equal(got, []uint16{80, 81}) {
+				t.Errorf("rolled back, web publishes %v, want what it did before", got)
+			}
+			mustApply(t, f, other)
+			mustEnd(t, f, "other", orchestrate.RolloutCompleted)
+			if got := publishedBy(t, s, "web"); !slices.Equal(got, []uint16{81}) {
+				t.Errorf("web publishes %v beside the service that has port 80, want 81 alone", got)
+			}
+			if got := publishedBy(t, s, "other"); !slices.Equal(got, []uint16{80}) {
+				t.Errorf("the other publishes %v, want 80", got)
+			}
+			if err := f.Remove(t.Context(), "other"); err != nil {
+				t.Fatal(err)
+			}
+			if got := publishedBy(t, s, "web"); !slices.Equal(got, []uint16{80, 81}) {
+				t.Errorf("with the other gone, web publishes %v, want what its revision does", got)
+			}
+		})
 	}
 }

@@ -116,6 +116,10 @@ func (s *State) plan(svc *service, p *Plan) {
 		}
 	}
 	frontend = s.share(svc, v, frontend)
+	frontend, ceded := s.cede(svc, frontend)
+	if r := v.rollout.Rollback; r != nil && r.Message == "" {
+		r.Message = ceded
+	}
 	s.slots = v.slots
 	placed := s.place(v)
 	v.yield(placed.tasks)

@@ -400,6 +400,8 @@ func (s *State) changeService(key string, c store.Change) error {
 	svc.record, svc.earlier = nil, nil
 	svc.disturbAll()
 	delete(s.globals, svc)
+	was := svc.work.Ports
+	defer func() { s.ceded(was, svc.work.Ports) }()
 	if c.Deleted {
 		svc.spec, svc.work, svc.invalid, svc.actor = 0, new(Workload), nil, ""
 		s.forget(svc)
