@@ -46,7 +46,9 @@ type Stateful struct {
 	Partition int `json:"partition,omitempty"`
 	// WhenScaled and WhenRemoved say what becomes of a slot's volumes when
 	// there are fewer Replicas, and when the service is removed;
-	// [RetainVolumes] when empty.
+	// [RetainVolumes] when empty. Each holds for all slots that there are volumes
+	// of: with [DeleteVolumes], WhenScaled also deletes those of slots from
+	// Replicas on that were retained before it was set.
 	WhenScaled  VolumePolicy `json:"whenScaled,omitempty"`
 	WhenRemoved VolumePolicy `json:"whenRemoved,omitempty"`
 }
