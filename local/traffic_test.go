@@ -162,8 +162,11 @@ func TestPortTakenByTheHost(t *testing.T) {
 	events := watch(t, f)
 	apply(t, f, s, service("other", 1))
 	completed(t, f, "other")
-	e := until(t, events, "the conflict is told", func(e orchestrate.Event) bool { return e.Service == "web" && e.Failure != nil })
-	if e.Failure.Kind != orchestrate.FailedConflict || !strings.Contains(e.Failure.Message, "8081") {
+	// It is told as soon as it is found, which may be before the task serves.
+	e := until(t, events, "the conflict is told", func(e orchestrate.Event) bool {
+		return e.Service == "web" && e.Failure != nil && e.Failure.Kind == orchestrate.FailedConflict
+	})
+	if !strings.Contains(e.Failure.Message, "8081") {
 		t.Errorf("failure: got %+v, want a conflict about port 8081", e.Failure)
 	}
 	if err := l.Close(); err != nil {
