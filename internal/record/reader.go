@@ -9,10 +9,10 @@ import (
 // reader reads JSON in the one form in which encoding/json writes this package's
 // records: no blanks, the fields of a struct in their order, each at most once.
 // Records of tasks are read by the hundred thousand when a leader begins, and
-// encoding/json takes four times as long over them (BenchmarkReadTask). Whatever has another form, be it
-// right or wrong, the reader gives up on, and it is left to encoding/json: it decides
-// what a record says, and what is wrong with one. Fields that are rare, and structs
-// of many forms, are its in any case.
+// encoding/json takes five times as long over them (BenchmarkReadTask). Whatever has
+// another form, be it right or wrong, the reader gives up on, and it is left to
+// encoding/json: it decides what a record says, and what is wrong with one. Fields
+// that are rare, and structs of many forms, are its in any case.
 type reader struct {
 	data   []byte
 	at     int
