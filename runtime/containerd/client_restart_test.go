@@ -247,6 +247,20 @@ func TestClientKilledAtAnyMoment(t *testing.T) {
 	if err := os.Symlink(d.socket, filepath.Join(root, "socket")); err != nil {
 		t.Fatal(err)
 	}
+	// Where nothing can be started there is nothing to kill the program at.
+	c, err := dial(d, containerd.ConnectOptions{Root: root})
+	if err == nil {
+		err = loadInto(t.Context(), c)
+	}
+	if err == nil {
+		err = c.Start(t.Context(), runtime.Spec{ID: "before", Image: testImage, Args: []string{"ignore"}})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.end(d); err != nil {
+		t.Fatal(err)
+	}
 	for round := range rounds {
 		kill := runUntilReady(t, "client-churn", root)
 		// A moment, not a synchronisation: each is as good as the other.
@@ -306,6 +320,10 @@ func TestDaemonKilledAtAnyMoment(t *testing.T) {
 		d.start(t)
 		cancel()
 		wg.Wait()
+	}
+	// One that can be started at all is still.
+	if err := c.Start(t.Context(), runtime.Spec{ID: "after", Image: testImage, Args: []string{"ignore"}}); err != nil {
+		t.Error(err)
 	}
 	list, err := c.List(t.Context(), nil)
 	if err != nil {
