@@ -1,7 +1,10 @@
 package control
 
 import (
+	"cmp"
+	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/orchestrate-go/orchestrate/internal/record"
@@ -14,24 +17,37 @@ import (
 //
 // What the first plan decides depends on no answer, if nothing was going on
 // before. What comes later is sure when one service alone moves after that, and
-// two other orders, which are opposite to each other, lead to the same end: what
-// is left to differ is in which order its own tasks come and go. Where several
-// move, the orders are too many to try, so that is said to be approximate.
-// Services that wait for others move after these, and not at the same time.
+// the other orders that are tried lead to the same end: two that are opposite to
+// each other, and of the nodes that most tasks leave each one first, and each one
+// last, since a node's answers come together. What is left to differ is in which
+// order its own tasks come and go. Where several move, the orders are too many to
+// try, so that is said to be approximate. Services that wait for others move after
+// these, and not at the same time.
 //
 // It goes without saying that nothing fails, and that what is told to stop has
 // stopped before time goes on: within the monitor window of what came after it.
 
 // order is one in which agents answer.
-type order int
+type order struct {
+	way  way
+	node string // of nodeFirst and nodeLast
+}
+
+type way int
 
 const (
-	atOnce order = iota
+	atOnce way = iota
 	// startsFirst has tasks get ready one at a time, in the order of their IDs,
 	// before any stops, and stopsFirst the other way round.
 	startsFirst
 	stopsFirst
+	// nodeFirst has one node answer before all others, and nodeLast after them.
+	nodeFirst
+	nodeLast
 )
+
+// triedNodes is of how many nodes it is tried that they are first, and last.
+const triedNodes = 4
 
 // answer is what an agent has to say.
 type answer struct {
@@ -42,17 +58,45 @@ type answer struct {
 
 // next are those of the answers, which are by task, that come next.
 func (o order) next(answers []answer) []answer {
-	if o == atOnce || len(answers) == 0 {
+	if o.way == atOnce || len(answers) == 0 {
 		return answers
 	}
-	first := slices.DeleteFunc(slices.Clone(answers), func(a answer) bool { return a.status.State.Final() != (o == stopsFirst) })
+	first := slices.DeleteFunc(slices.Clone(answers), func(a answer) bool {
+		switch o.way {
+		case nodeFirst:
+			return a.task.node.id != o.node
+		case nodeLast:
+			return a.task.node.id == o.node
+		}
+		return a.status.State.Final() != (o.way == stopsFirst)
+	})
 	if len(first) == 0 {
 		first = answers
 	}
-	if o == stopsFirst {
+	if o.way == stopsFirst {
 		return first[len(first)-1:]
 	}
 	return first[:1]
+}
+
+// orders are those that are tried of what a rehearsal came to.
+func (r *Rehearsal) orders() []order {
+	leaves := map[string]int{}
+	for i := range r.Services {
+		for _, s := range r.Services[i].Steps {
+			if s.From != "" {
+				leaves[s.From]++
+			}
+		}
+	}
+	nodes := slices.SortedFunc(maps.Keys(leaves), func(a, b string) int {
+		return cmp.Or(leaves[b]-leaves[a], strings.Compare(a, b))
+	})
+	all := []order{{way: startsFirst}, {way: stopsFirst}}
+	for _, n := range nodes[:min(len(nodes), triedNodes)] {
+		all = append(all, order{nodeFirst, n}, order{nodeLast, n})
+	}
+	return all
 }
 
 // sureness is what a rehearsal knows of how sure it is.
@@ -153,7 +197,7 @@ func (s *State) Rehearse(change []store.Write, now time.Time, opts RehearseOptio
 	if now.Before(s.now) {
 		now = s.now // by the clock of who leads
 	}
-	out, r := s.Clone().rehearse(change, now, opts, atOnce)
+	out, r := s.Clone().rehearse(change, now, opts, order{})
 	out.Approximate = r.several() || r.waited
 	if out.Approximate || len(r.later) == 0 {
 		return out
@@ -163,10 +207,16 @@ func (s *State) Rehearse(change []store.Write, now time.Time, opts RehearseOptio
 			out.Services[i].Steps[k].Likely = false
 		}
 	}
-	one, r := s.Clone().rehearse(change, now, opts, startsFirst)
-	if out.Approximate = out.differs(&one) || r.waited; !out.Approximate {
-		other, r := s.rehearse(change, now, opts, stopsFirst)
-		out.Approximate = out.differs(&other) || r.waited
+	orders := out.orders()
+	for i, o := range orders {
+		state := s
+		if i < len(orders)-1 {
+			state = s.Clone()
+		}
+		other, r := state.rehearse(change, now, opts, o)
+		if out.Approximate = out.differs(&other) || r.waited; out.Approximate {
+			break
+		}
 	}
 	return out
 }
