@@ -103,40 +103,47 @@ func (s *scaler) followTasks(ctx context.Context) {
 			return
 		case <-s.scaled:
 		}
-		inner, cancel := context.WithCancel(ctx)
 		s.mu.Lock()
-		all := []*mirror{
-			s.mirror(inner, record.Tasks, s.changeTask),
-			s.mirror(inner, record.Statuses, s.changeStatus),
-			s.mirror(inner, record.Usages, s.changeUsage),
-		}
-		s.loading = len(all)
 		wanted := len(s.services) > 0
 		s.mu.Unlock()
-		var mirrors sync.WaitGroup
 		if wanted {
-			for _, m := range all {
-				m.first = s.loaded
-				mirrors.Go(func() { s.follow(inner, m) })
-			}
+			s.mirrorTasks(ctx)
 		}
-		for wanted && ctx.Err() == nil {
-			select {
-			case <-ctx.Done():
-			case <-s.scaled:
-			}
-			s.mu.Lock()
-			if wanted = len(s.services) > 0; !wanted {
-				// With the lock: nothing is mirrored any more once it is let go.
-				cancel()
-				clear(s.tasks)
-				clear(s.usage)
-				s.known = make(chan struct{})
-			}
-			s.mu.Unlock()
+	}
+}
+
+// mirrorTasks mirrors until no service is scaled, or ctx ends.
+func (s *scaler) mirrorTasks(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	var mirrors sync.WaitGroup
+	defer mirrors.Wait()
+	defer cancel()
+	all := []*mirror{
+		s.mirror(ctx, record.Tasks, s.changeTask),
+		s.mirror(ctx, record.Statuses, s.changeStatus),
+		s.mirror(ctx, record.Usages, s.changeUsage),
+	}
+	s.mu.Lock()
+	s.loading = len(all)
+	s.mu.Unlock()
+	for _, m := range all {
+		m.first = s.loaded
+		mirrors.Go(func() { s.follow(ctx, m) })
+	}
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-s.scaled:
 		}
-		cancel()
-		mirrors.Wait()
+		s.mu.Lock()
+		if len(s.services) == 0 {
+			// With the lock: nothing is mirrored any more once it is let go.
+			cancel()
+			clear(s.tasks)
+			clear(s.usage)
+			s.known = make(chan struct{})
+		}
+		s.mu.Unlock()
 	}
 }
 
