@@ -398,7 +398,7 @@ func (f *Fleet) checkPorts(ctx context.Context, b *batch) error {
 			other := b.services[name]
 			for _, p := range published(&s) {
 				for _, q := range published(&other) {
-					if p.Published == q.Published && p.Protocol == q.Protocol && sharedHost(hostOf(p), hostOf(q)) {
+					if p.Published == q.Published && p.Protocol == q.Protocol && record.SharedHost(p.HostIP, q.HostIP) {
 						return &PortError{Service: self, Owner: name, Protocol: p.Protocol, Port: p.Published}
 					}
 				}
@@ -406,16 +406,6 @@ func (f *Fleet) checkPorts(ctx context.Context, b *batch) error {
 		}
 	}
 	return f.touch(ctx, b, guardPorts)
-}
-
-// hostOf is the address of the node that a port is published on, however it is
-// spelled; the invalid one means all.
-func hostOf(p Port) netip.Addr {
-	a, err := netip.ParseAddr(p.HostIP)
-	if err != nil {
-		return netip.Addr{}
-	}
-	return a.Unmap()
 }
 
 func (n Network) stage(ctx context.Context, f *Fleet, b *batch) error {

@@ -4,11 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/orchestrate-go/orchestrate/internal/record"
 	"github.com/orchestrate-go/orchestrate/scheduler"
 )
 
@@ -96,23 +96,20 @@ func (c *checks) hostPort(path string, p *Port, seen map[string]string) {
 // publication is a published port and the address it is narrowed to.
 type publication struct {
 	path string
-	host netip.Addr // not valid: every address
+	host string // empty: every address
 }
 
 // published checks that no two ports of the spec claim one address and port
 // of the node.
 func (c *checks) published(path string, p *Port, seen map[string][]publication) {
-	var host netip.Addr
 	if p.HostIP != "" {
-		var ok bool
-		if host, ok = c.address(path+".hostIP", p.HostIP); !ok {
+		if _, ok := c.address(path+".hostIP", p.HostIP); !ok {
 			return
 		}
 		if p.Published == 0 {
 			c.add(path+".hostIP", p.HostIP, "narrows a published port, but none is; set published or remove it")
 			return
 		}
-		host = host.Unmap()
 	}
 	switch {
 	case p.Ingress != "" && p.Ingress != IngressAll && p.Ingress != IngressLocal:
@@ -125,21 +122,12 @@ func (c *checks) published(path string, p *Port, seen map[string][]publication) 
 	}
 	key := strconv.Itoa(int(p.Published)) + "/" + string(p.Protocol)
 	for _, other := range seen[key] {
-		if sharedHost(host, other.host) {
+		if record.SharedHost(p.HostIP, other.host) {
 			c.add(path+".published", p.Published, "is published twice with %s, first at %s; publish one of them on another port or address", p.Protocol, other.path)
 			break
 		}
 	}
-	seen[key] = append(seen[key], publication{path + ".published", host})
-}
-
-// sharedHost reports whether two host addresses of published ports, the invalid
-// one meaning all, have one in common.
-func sharedHost(a, b netip.Addr) bool {
-	if !a.IsValid() || !b.IsValid() {
-		return true
-	}
-	return a == b || a.Is4() == b.Is4() && (a.IsUnspecified() || b.IsUnspecified())
+	seen[key] = append(seen[key], publication{path + ".published", p.HostIP})
 }
 
 func (c *checks) volumes(t *Template) {

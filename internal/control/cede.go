@@ -2,7 +2,6 @@ package control
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
 
 	"github.com/orchestrate-go/orchestrate/internal/record"
@@ -47,20 +46,8 @@ func (svc *service) strays(f *record.Frontend) bool {
 // cannot be there beside it.
 func (svc *service) publishes(p record.Port) bool {
 	return svc.spec != 0 && svc.job == nil && svc.work != nil && slices.ContainsFunc(svc.work.Ports, func(q record.Port) bool {
-		return q.Published == p.Published && q.Protocol == p.Protocol && (q.HostIP == p.HostIP || sharedHost(q.HostIP, p.HostIP))
+		return q.Published == p.Published && q.Protocol == p.Protocol && record.SharedHost(q.HostIP, p.HostIP)
 	})
-}
-
-// sharedHost reports whether two addresses of published ports, of which one that is
-// empty means all, have one in common.
-func sharedHost(a, b string) bool {
-	x, errX := netip.ParseAddr(a)
-	y, errY := netip.ParseAddr(b)
-	if errX != nil || errY != nil {
-		return true
-	}
-	x, y = x.Unmap(), y.Unmap()
-	return x == y || x.Is4() == y.Is4() && (x.IsUnspecified() || y.IsUnspecified())
 }
 
 // ceded has the services looked at whose frontends publish what their specs do not,
