@@ -85,17 +85,6 @@ func TestEditsEqualRewriting(t *testing.T) {
 	})
 }
 
-func FuzzParseFlow(f *testing.F) {
-	f.Add(make([]byte, 4))
-	f.Add([]byte{2, 0, 0, 0, 8, 0, 1, 0x80, 4, 0, 1, 0x80})
-	f.Fuzz(func(t *testing.T, data []byte) {
-		flow, ok := parseFlow(data)
-		if ok && (!flow.to.Addr().IsValid() || !flow.from.Addr().IsValid() || flow.protocol == "") {
-			t.Fatalf("%x is taken for %+v", data, flow)
-		}
-	})
-}
-
 func FuzzParseListener(f *testing.F) {
 	f.Add(make([]byte, inetDiagMsgSize))
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -11,6 +11,8 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"github.com/orchestrate-go/orchestrate/network/internal/conntrack"
 )
 
 // The chains that are not hooks.
@@ -297,7 +299,7 @@ var (
 	// translated is a connection whose destination was changed.
 	translated = []expr.Any{
 		&expr.Ct{Register: 8, Key: expr.CtKeySTATUS},
-		&expr.Bitwise{SourceRegister: 8, DestRegister: 8, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(ipsDstNAT), Xor: make([]byte, 4)},
+		&expr.Bitwise{SourceRegister: 8, DestRegister: 8, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(uint32(conntrack.DestinationNAT)), Xor: make([]byte, 4)},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 8, Data: make([]byte, 4)},
 	}
 
@@ -320,10 +322,9 @@ func tcpFlags(flags byte) []expr.Any {
 }
 
 const (
-	tcpSYN    = 0x02
-	tcpRST    = 0x04
-	tcpACK    = 0x10
-	ipsDstNAT = 1 << 5 // IPS_DST_NAT, see nf_conntrack_common.h
+	tcpSYN = 0x02
+	tcpRST = 0x04
+	tcpACK = 0x10
 )
 
 func jump(chain string) []expr.Any {

@@ -49,6 +49,9 @@ type Options struct {
 	// who sends, see [Driver.TunnelName]. With any, nothing that has an address
 	// of a Whole is taken from elsewhere, and Uplinks must be empty.
 	Tunnels int
+	// Forgotten is called after flows were deleted from connection tracking, as
+	// their endpoint is there no longer; nil is for nobody who has to know.
+	Forgotten func()
 	// Logger gets what is worth knowing and no error; nil means silence.
 	Logger *slog.Logger
 }

@@ -3,16 +3,14 @@
 package bridge
 
 import (
-	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/orchestrate-go/orchestrate/network"
+	"github.com/orchestrate-go/orchestrate/network/internal/conntrack"
 )
 
 // forgetFlows deletes from connection tracking what frontends sent to
@@ -44,13 +42,19 @@ func (d *Driver) forgetFlows(now, before []network.Rule, restarted bool) error {
 	if len(s.protocols) > 0 {
 		settle()
 	}
+	forgotten := 0
 	for _, protocol := range []network.Protocol{network.TCP, network.UDP} {
 		if !s.protocols[protocol] {
 			continue
 		}
-		if err := d.forgetProtocol(protocol, s); err != nil {
+		n, err := d.forgetProtocol(protocol, s)
+		if err != nil {
 			return fmt.Errorf("forget %s flows: %w", protocol, err)
 		}
+		forgotten += n
+	}
+	if forgotten > 0 && d.options.Forgotten != nil {
+		d.options.Forgotten()
 	}
 	return nil
 }
@@ -137,12 +141,19 @@ func targets(r network.Rule) []target {
 	return all
 }
 
-// flow is an entry of connection tracking.
+// flow is an entry of connection tracking as a frontend sees it.
 type flow struct {
-	target                  // where the client sent it
-	from     netip.AddrPort // who answers
-	status   uint32
-	original []byte // attribute CTA_TUPLE_ORIG, to delete it by
+	target                // where the client sent it
+	from   netip.AddrPort // who answers
+	status conntrack.Status
+}
+
+func flowOf(f conntrack.Flow) flow {
+	protocol := network.TCP
+	if f.Original.Protocol == unix.IPPROTO_UDP {
+		protocol = network.UDP
+	}
+	return flow{target{protocol, f.Original.Dst}, f.Reply.Src, f.Status}
 }
 
 // has reports whether a flow should go.
@@ -151,7 +162,7 @@ func (s stale) has(f flow) bool {
 	if s.now[f.target][f.from] || s.now[everywhere][f.from] {
 		return false
 	}
-	if f.status&ipsDstNAT != 0 {
+	if f.status&conntrack.DestinationNAT != 0 {
 		within := func(p netip.Prefix) bool { return p.Contains(f.from.Addr()) }
 		return s.before[f.target][f.from] || s.before[everywhere][f.from] || slices.ContainsFunc(s.subnets, within)
 	}
@@ -160,150 +171,36 @@ func (s stale) has(f flow) bool {
 	return f.protocol == network.UDP && served && f.from == f.to && (s.local[f.to.Addr()] || f.to.Addr().IsLoopback())
 }
 
-// Of linux/netfilter/nfnetlink_conntrack.h and nf_conntrack_common.h.
-const (
-	ctGet          = 1
-	ctDelete       = 2
-	ctaTupleOrig   = 1
-	ctaTupleReply  = 2
-	ctaStatus      = 3
-	ctaTupleIP     = 1
-	ctaTupleProto  = 2
-	ctaIPv4Src     = 1
-	ctaIPv4Dst     = 2
-	ctaIPv6Src     = 3
-	ctaIPv6Dst     = 4
-	ctaProtoNum    = 1
-	ctaProtoSrc    = 2
-	ctaProtoDst    = 3
-	ctaStatusMask  = 26
-	ipsSeenReply   = 1 << 1
-	nfgenmsgLength = 4
-)
-
-// forgetProtocol goes through the flows of one protocol. For TCP the kernel
+// forgetProtocol goes through the flows of one protocol, and returns how many it
+// deleted. For TCP the kernel
 // is asked for unanswered translated ones only; a kernel before 5.17 ignores
 // the wish and sends all, which costs time and nothing else.
-func (d *Driver) forgetProtocol(protocol network.Protocol, s stale) error {
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: d.hostFD()})
+func (d *Driver) forgetProtocol(protocol network.Protocol, s stale) (deleted int, err error) {
+	c, err := conntrack.Dial(d.hostFD())
 	if err != nil {
-		return err
+		return deleted, err
 	}
 	defer c.Close() //nolint:errcheck // what was written is acknowledged
-	ae := netlink.NewAttributeEncoder()
-	ae.ByteOrder = binary.BigEndian
+	var values, bits conntrack.Status
 	if protocol == network.TCP {
-		ae.Uint32(ctaStatus, ipsDstNAT)
-		ae.Uint32(ctaStatusMask, ipsDstNAT|ipsSeenReply)
+		values, bits = conntrack.DestinationNAT, conntrack.DestinationNAT|conntrack.SeenReply
 	}
-	filter, err := ae.Encode()
+	all, err := c.List(values, bits)
 	if err != nil {
-		return err
+		return deleted, err
 	}
-	msgs, err := c.Execute(conntrackMessage(ctGet, netlink.Request|netlink.Dump, filter))
-	if err != nil {
-		return fmt.Errorf("list: %w", err)
-	}
-	for _, m := range msgs {
-		f, ok := parseFlow(m.Data)
-		if !ok || f.protocol != protocol || !s.has(f) {
+	for _, entry := range all {
+		f := flowOf(entry)
+		if f.protocol != protocol || !s.has(f) {
 			continue
 		}
-		if protocol == network.TCP && f.status&ipsSeenReply != 0 {
+		if protocol == network.TCP && f.status&conntrack.SeenReply != 0 {
 			continue // established: it ends when it ends
 		}
-		body, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: ctaTupleOrig | netlink.Nested, Data: f.original}})
-		if err != nil {
-			return err
+		if err := c.Delete(entry); err != nil {
+			return deleted, err
 		}
-		del := conntrackMessage(ctDelete, netlink.Request|netlink.Acknowledge, body)
-		del.Data[0] = uint8(family(f.to.Addr()))
-		if _, err := c.Execute(del); err != nil && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("delete: %w", err)
-		}
+		deleted++
 	}
-	return nil
-}
-
-func conntrackMessage(kind uint16, flags netlink.HeaderFlags, body []byte) netlink.Message {
-	return netlink.Message{
-		Header: netlink.Header{Type: netlink.HeaderType(unix.NFNL_SUBSYS_CTNETLINK<<8 | kind), Flags: flags},
-		Data:   append(make([]byte, nfgenmsgLength), body...),
-	}
-}
-
-// parseFlow reads an entry of a protocol with ports.
-func parseFlow(data []byte) (flow, bool) {
-	var f flow
-	if len(data) < nfgenmsgLength {
-		return f, false
-	}
-	ad, err := netlink.NewAttributeDecoder(data[nfgenmsgLength:])
-	if err != nil {
-		return f, false
-	}
-	ad.ByteOrder = binary.BigEndian
-	var sent, answered tuple
-	for ad.Next() {
-		switch ad.Type() {
-		case ctaTupleOrig:
-			f.original = ad.Bytes()
-			sent = parseTuple(f.original)
-		case ctaTupleReply:
-			answered = parseTuple(ad.Bytes())
-		case ctaStatus:
-			if len(ad.Bytes()) == 4 {
-				f.status = ad.Uint32()
-			}
-		}
-	}
-	switch sent.protocol {
-	case unix.IPPROTO_TCP:
-		f.protocol = network.TCP
-	case unix.IPPROTO_UDP:
-		f.protocol = network.UDP
-	default:
-		return f, false
-	}
-	f.to, f.from = sent.dst, answered.src
-	return f, ad.Err() == nil && f.to.IsValid() && f.from.IsValid()
-}
-
-// tuple is one direction of a flow.
-type tuple struct {
-	protocol uint8
-	src, dst netip.AddrPort
-}
-
-func parseTuple(data []byte) tuple {
-	var t tuple
-	var src, dst netip.Addr
-	var sport, dport uint16
-	ad, err := netlink.NewAttributeDecoder(data)
-	if err != nil {
-		return t
-	}
-	for ad.Next() {
-		part, err := netlink.NewAttributeDecoder(ad.Bytes())
-		if err != nil {
-			return t
-		}
-		for part.Next() {
-			b := part.Bytes()
-			switch {
-			case ad.Type() == ctaTupleIP && (part.Type() == ctaIPv4Src || part.Type() == ctaIPv6Src):
-				src, _ = netip.AddrFromSlice(b) // invalid where the length is wrong
-			case ad.Type() == ctaTupleIP && (part.Type() == ctaIPv4Dst || part.Type() == ctaIPv6Dst):
-				dst, _ = netip.AddrFromSlice(b)
-			case ad.Type() == ctaTupleProto && part.Type() == ctaProtoNum && len(b) == 1:
-				t.protocol = b[0]
-			case ad.Type() == ctaTupleProto && part.Type() == ctaProtoSrc && len(b) == 2:
-				sport = binary.BigEndian.Uint16(b)
-			case ad.Type() == ctaTupleProto && part.Type() == ctaProtoDst && len(b) == 2:
-				dport = binary.BigEndian.Uint16(b)
-			}
-		}
-	}
-	t.src, t.dst = netip.AddrPortFrom(src, sport), netip.AddrPortFrom(dst, dport)
-	return t
+	return deleted, nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -27,6 +28,39 @@ func (d *Driver) LinkName(network string) string { return d.name("x", network) }
 // TunnelName is the name of one of the interfaces of Options.Tunnels, counted
 // from 0. Whoever makes it makes it by this name; Purge removes it.
 func (d *Driver) TunnelName(i int) string { return d.name("w", strconv.Itoa(i)) }
+
+// Port is where a task's interface is plugged in.
+type Port struct {
+	Name      string // of the host's end
+	Link      int    // its index
+	MAC       net.HardwareAddr
+	Bridge    int
+	BridgeMAC net.HardwareAddr
+}
+
+// Port finds where an attachment is plugged in.
+func (d *Driver) Port(a network.Attachment) (Port, error) {
+	d.networks.RLock()
+	defer d.networks.RUnlock()
+	nw := d.nets[a.Network]
+	if nw == nil {
+		return Port{}, network.ErrNoNetwork
+	}
+	port := Port{Name: d.portName(a), MAC: mac(d.options.ID, a.Network, a.Task, a.Interface)}
+	link, err := d.host.LinkByName(port.Name)
+	if err != nil {
+		return Port{}, fmt.Errorf("interface %s: %w", port.Name, err)
+	}
+	bridge, err := d.host.LinkByName(nw.bridge)
+	if err != nil {
+		return Port{}, fmt.Errorf("interface %s: %w", nw.bridge, err)
+	}
+	port.Link, port.Bridge, port.BridgeMAC = link.Attrs().Index, bridge.Attrs().Index, bridge.Attrs().HardwareAddr
+	return port, nil
+}
+
+// PortName is the name that Port returns.
+func (d *Driver) PortName(a network.Attachment) string { return d.portName(a) }
 
 func (d *Driver) tunnels() []string {
 	var names []string
