@@ -126,21 +126,29 @@ func BenchmarkOverlay(b *testing.B) {
 			w.ensure(front)
 			server, client := w.hosts[1].task("server", "front"), w.hosts[0].task("client", "front")
 			w.sink(server.ns, 80)
-			to := [2]string{netip.AddrPortFrom(server.addrs[0], 80).String(), netip.AddrPortFrom(w.barePath([2]*os.File{client.ns, server.ns}), 80).String()}
-			var rates, of1, of4, times, ofTime []float64
+			ends := [2]*os.File{client.ns, server.ns}
+			var to [3]string
+			for i, addr := range []netip.Addr{server.addrs[0], w.barePath(ends, false), w.barePath(ends, true)} {
+				to[i] = netip.AddrPortFrom(addr, 80).String()
+			}
+			var rates, of1, of4, times, ofTime, v1, v4, vt []float64
 			for b.Loop() {
-				var one, four, trip [2]float64
+				var one, four, trip [3]float64
 				for i, to := range to {
 					one[i], four[i], trip[i] = throughput(b, client.ns, to, 1), throughput(b, client.ns, to, 4), roundTrip(b, client.ns, to)
 				}
 				rates, of1, of4 = append(rates, four[0]), append(of1, one[0]/one[1]), append(of4, four[0]/four[1])
 				times, ofTime = append(times, trip[0]), append(ofTime, trip[1]/trip[0])
+				v1, v4, vt = append(v1, one[2]/one[1]), append(v4, four[2]/four[1]), append(vt, trip[1]/trip[2])
 			}
 			b.ReportMetric(median(rates)*8/1e9, "Gbit/s")
 			b.ReportMetric(median(of1), "of-bare-1-stream")
 			b.ReportMetric(median(of4), "of-bare-4-streams")
 			b.ReportMetric(median(times)/1e3, "µs-round-trip")
 			b.ReportMetric(median(ofTime), "of-bare-latency")
+			b.ReportMetric(median(v1), "vxlan-of-bare-1")
+			b.ReportMetric(median(v4), "vxlan-of-bare-4")
+			b.ReportMetric(median(vt), "vxlan-of-bare-latency")
 			b.ReportMetric(0, "ns/op")
 		})
 	}

@@ -46,6 +46,16 @@
 // with direct routes can send to tasks in the name of another node's task, as
 // anyone can who reaches port 4789; where that is to be feared, encrypt.
 //
+// # Fast path
+//
+// Connections that are open between a task and another node pass the node's bridge,
+// table and connection tracking by, in programs at the interfaces (BPF) that
+// translate addresses, follow the kernel's routes and put VXLAN around packets.
+// What begins and ends a connection, and one packet in five seconds, still goes by
+// them; so they decide, and a change of what they know ends a flow within ten
+// seconds. See [FastPath], which is on by default where the kernel has what it
+// needs, and off with encryption. [Driver.FastPathStats] tells whether it is used.
+//
 // # Encryption
 //
 // With [Options.Encryption] all that goes between nodes goes by tunnels in the

@@ -21,6 +21,7 @@ import (
 
 	"github.com/orchestrate-go/orchestrate/network"
 	"github.com/orchestrate-go/orchestrate/network/bridge"
+	"github.com/orchestrate-go/orchestrate/network/overlay/internal/fastpath"
 	"github.com/orchestrate-go/orchestrate/store"
 )
 
@@ -51,6 +52,10 @@ type Options struct {
 	// empty. Nodes may differ in it.
 	Direct Direct
 
+	// FastPath says whether the packets of established flows between nodes pass
+	// this node's table and connection tracking by; [FastPathAuto] when empty.
+	FastPath FastPath
+
 	// Encryption encrypts all that goes between nodes; nil does not. It takes the
 	// place of VXLAN and direct routes, so nodes that have it and nodes that have
 	// not do not reach each other's tasks.
@@ -62,8 +67,9 @@ type Options struct {
 	// second. All nodes should have the same.
 	Rotate time.Duration
 
-	joined    func() // see Driver
-	undivided bool   // one slice is all of a network, for tests that know one node
+	joined    func()           // see Driver
+	fast      fastpath.Options // its times
+	undivided bool             // one slice is all of a network, for tests that know one node
 }
 
 // Driver is a node's part of networks over many nodes. It implements
@@ -82,6 +88,9 @@ type Driver struct {
 	seen  bool                        // peers are known
 	seal  *seal                       // nil without encryption
 
+	fast    *fastpath.Path // nil where there is none
+	fastErr error          // why there is none though there should be
+
 	joined func() // told by the follower of each change it has made true; tests listen
 }
 
@@ -90,6 +99,7 @@ type overlay struct {
 	name  string
 	whole []netip.Prefix
 	index int      // of this node's slice
+	vni   int      // VXLAN number
 	link  int      // index of the interface
 	way   underlay // the interface that direct routes are over
 }
@@ -121,6 +131,10 @@ func Open(opts Options) (*Driver, error) {
 	if !slices.Contains([]Direct{DirectAuto, DirectAlways, DirectNever}, opts.Direct) {
 		return wrong("direct", fmt.Sprintf("is %q; use %s, %s or %s", opts.Direct, DirectAuto, DirectAlways, DirectNever))
 	}
+	opts.FastPath = cmp.Or(opts.FastPath, FastPathAuto)
+	if !slices.Contains([]FastPath{FastPathAuto, FastPathNever}, opts.FastPath) {
+		return wrong("fast path", fmt.Sprintf("is %q; use %s or %s", opts.FastPath, FastPathAuto, FastPathNever))
+	}
 	opts.TunnelPort = cmp.Or(opts.TunnelPort, DefaultTunnelPort)
 	opts.Rotate = cmp.Or(opts.Rotate, DefaultRotate)
 	switch {
@@ -148,6 +162,7 @@ func Open(opts Options) (*Driver, error) {
 		case opts.Direct != DirectNever:
 			d.opts.Bridge.Uplinks = []string{way.name}
 		}
+		d.opts.Bridge.Forgotten = d.forgotten(opts.Bridge.Forgotten)
 		d.Driver, err = bridge.Open(d.opts.Bridge)
 	}
 	if err != nil {
@@ -158,6 +173,9 @@ func Open(opts Options) (*Driver, error) {
 		if d.seal, err = loadSeal(opts.Bridge.Dir, opts.TunnelPort); err == nil {
 			err = d.openTunnels()
 		}
+	}
+	if err == nil {
+		err = d.openFastPath()
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open overlay network: %w", err), d.Close())
@@ -247,7 +265,7 @@ func (d *Driver) Ensure(ctx context.Context, n network.Network) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	o := &overlay{name: n.Name, whole: n.Subnets, index: index, way: way}
+	o := &overlay{name: n.Name, whole: n.Subnets, index: index, vni: vni, way: way}
 	if d.seal == nil {
 		o.link, err = d.makeLink(part, vni, min(part.MTU, tunnel), mac)
 	}
@@ -255,6 +273,7 @@ func (d *Driver) Ensure(ctx context.Context, n network.Network) error {
 		return fmt.Errorf("network %q: %w", n.Name, err)
 	}
 	d.nets[n.Name] = o
+	d.fastNetwork(ctx, o)
 	return errors.Join(d.reseal(), d.join(n.Name))
 }
 
@@ -273,7 +292,8 @@ func (d *Driver) Gateways(name string) []netip.Addr {
 func (d *Driver) Remove(ctx context.Context, name string) error {
 	d.mu.Lock()
 	err := d.Driver.Remove(ctx, name)
-	if err == nil {
+	if o := d.nets[name]; err == nil && o != nil {
+		d.slowNetwork(o)
 		delete(d.nets, name)
 	}
 	d.mu.Unlock()
@@ -290,7 +310,7 @@ func (d *Driver) Remove(ctx context.Context, name string) error {
 // [bridge.Driver.Purge] does, and gives the node's slices back.
 func (d *Driver) Purge(ctx context.Context) error {
 	d.mu.Lock()
-	err := errors.Join(d.closeTunnels(), d.Driver.Purge(ctx), d.forgetKeys())
+	err := errors.Join(d.resetFastPath(), d.closeTunnels(), d.Driver.Purge(ctx), d.forgetKeys())
 	clear(d.nets)
 	d.mu.Unlock()
 	if err != nil {
@@ -302,13 +322,15 @@ func (d *Driver) Purge(ctx context.Context) error {
 // Run follows the other nodes until ctx ends, over failures of the store: what
 // is known then goes on to hold. It returns nil when ctx ended.
 func (d *Driver) Run(ctx context.Context) error {
-	if d.seal == nil {
-		return d.follow(ctx, keySlices, (*follower)(d))
-	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.follow(ctx, keySlices, (*follower)(d)) })
-	group.Go(func() error { return d.follow(ctx, keyTunnels, (*sealer)(d)) })
-	group.Go(func() error { return d.keepSealed(ctx) })
+	if d.seal != nil {
+		group.Go(func() error { return d.follow(ctx, keyTunnels, (*sealer)(d)) })
+		group.Go(func() error { return d.keepSealed(ctx) })
+	}
+	if d.fast != nil {
+		group.Go(func() error { return d.fast.Run(ctx) })
+	}
 	return group.Wait()
 }
 
@@ -343,6 +365,9 @@ func (d *Driver) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	err = errors.Join(err, d.closeTunnels())
+	if d.fast != nil {
+		err = errors.Join(err, d.fast.Close())
+	}
 	d.host.Close()
 	return err
 }

@@ -226,6 +226,7 @@ func (d *Driver) join(name string) error {
 		return d.setRoutes(o, want)
 	}
 	// What leads to a peer comes before the route that uses it, and goes after.
+	d.fastEnds(o, want)
 	errs := []error{d.setForwarding(o, want, false), d.setNeighbours(o, want, false), d.setRoutes(o, want),
 		d.setNeighbours(o, want, true), d.setForwarding(o, want, true)}
 	return errors.Join(errs...)

@@ -323,23 +323,28 @@ func ask(ns *os.File, to string) (who, from string, err error) {
 
 // barePath connects the namespaces of two tasks on two hosts by another way too:
 // through two more hosts on the link, which route plainly and have nothing of
-// ours, no table and no connection tracking. It returns the second's address.
-func (w *world) barePath(ends [2]*os.File) netip.Addr {
+// ours, no table and no connection tracking. With vxlan these reach each other by
+// VXLAN. It returns the second's address.
+func (w *world) barePath(ends [2]*os.File, vxlan bool) netip.Addr {
 	w.Helper()
+	name, number := "bare", byte(0)
+	if vxlan {
+		name, number = "vx", 1
+	}
 	var at [2]netip.Addr
 	for i := range 2 {
-		at[i] = netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 101)})
+		at[i] = netip.AddrFrom4([4]byte{192, 0, 2, 101 + 2*number + byte(i)})
 	}
 	for i, end := range ends {
-		host := w.namespace(fmt.Sprintf("bare%d", i))
-		w.plug(host, fmt.Sprintf("bare%d", i), netip.PrefixFrom(at[i], 24))
-		gw := netip.AddrFrom4([4]byte{198, 51, 100, byte(128*i + 1)})
-		other := netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(128 * (1 - i))}), 25)
+		host := w.namespace(fmt.Sprintf("%s%d", name, i))
+		w.plug(host, fmt.Sprintf("%s%d", name, i), netip.PrefixFrom(at[i], 24))
+		gw := netip.AddrFrom4([4]byte{198, 51, 100 + number, byte(128*i + 1)})
+		other := netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 51, 100 + number, byte(128 * (1 - i))}), 25)
 		check(w, in(host, func() error {
 			if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil {
 				return err
 			}
-			veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "end"}, PeerName: "bare", PeerNamespace: netlink.NsFd(end.Fd())}
+			veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "end"}, PeerName: name, PeerNamespace: netlink.NsFd(end.Fd())}
 			if err := netlink.LinkAdd(veth); err != nil {
 				return err
 			}
@@ -349,12 +354,25 @@ func (w *world) barePath(ends [2]*os.File) netip.Addr {
 			if err := netlink.LinkSetUp(veth); err != nil {
 				return err
 			}
-			return netlink.RouteAdd(&netlink.Route{Dst: ipNet(other), Gw: at[1-i].AsSlice()})
+			route := &netlink.Route{Dst: ipNet(other), Gw: at[1-i].AsSlice()}
+			if vxlan {
+				link, err := bareVXLAN(at[i], at[1-i])
+				if err != nil {
+					return err
+				}
+				route.LinkIndex, route.Gw, route.Flags = link, other.Addr().AsSlice(), int(netlink.FLAG_ONLINK)
+			}
+			return netlink.RouteAdd(route)
 		}))
 		check(w, in(end, func() error {
-			bare, err := netlink.LinkByName("bare")
+			bare, err := netlink.LinkByName(name)
 			if err != nil {
 				return err
+			}
+			if vxlan {
+				if err := netlink.LinkSetMTU(bare, 1450); err != nil {
+					return err
+				}
 			}
 			if err := netlink.AddrAdd(bare, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(gw.Next(), 25))}); err != nil {
 				return err
@@ -365,5 +383,29 @@ func (w *world) barePath(ends [2]*os.File) netip.Addr {
 			return netlink.RouteAdd(&netlink.Route{LinkIndex: bare.Attrs().Index, Dst: ipNet(other), Gw: gw.AsSlice()})
 		}))
 	}
-	return netip.AddrFrom4([4]byte{198, 51, 100, 130})
+	return netip.AddrFrom4([4]byte{198, 51, 100 + number, 130})
 }
+
+// bareVXLAN makes the end of a VXLAN tunnel between two addresses, to which any
+// address leads.
+func bareVXLAN(from, to netip.Addr) (int, error) {
+	link := &netlink.Vxlan{
+		LinkAttrs: netlink.LinkAttrs{Name: "vx", TxQLen: -1, MTU: 1450, HardwareAddr: bareMAC(from)},
+		VxlanId:   99, SrcAddr: from.AsSlice(), Group: to.AsSlice(), Port: DefaultPort,
+	}
+	if err := netlink.LinkAdd(link); err != nil {
+		return 0, err
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return 0, err
+	}
+	for _, n := range []byte{0, 128} {
+		err := netlink.NeighSet(&netlink.Neigh{LinkIndex: link.Index, IP: net.IPv4(198, 51, 101, n), HardwareAddr: bareMAC(to), State: netlink.NUD_PERMANENT})
+		if err != nil {
+			return 0, err
+		}
+	}
+	return link.Index, nil
+}
+
+func bareMAC(of netip.Addr) net.HardwareAddr { return append(net.HardwareAddr{2, 0}, of.AsSlice()...) }

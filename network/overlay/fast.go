@@ -1,0 +1,170 @@
+//go:build linux
+
+package overlay
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/orchestrate-go/orchestrate/network"
+	"github.com/orchestrate-go/orchestrate/network/overlay/internal/fastpath"
+)
+
+// FastPath says whether packets of established flows of TCP and UDP, between a
+// task of this node and another node, go straight from one interface to the other:
+// past the bridge, nftables and connection tracking, by programs at the interfaces
+// (BPF). Those decide about a flow's first packets and its last, and see one in
+// some seconds; an administrator's own rules too see no others. So a rule that is
+// to end flows has to delete them from connection tracking (conntrack -D), after
+// which they end within ten seconds.
+type FastPath string
+
+// The choices.
+const (
+	// FastPathAuto, also when empty, has a fast path where the kernel can (Linux
+	// 5.12 with BPF) and nothing is encrypted.
+	FastPathAuto FastPath = "auto"
+	// FastPathNever leaves all to the kernel's own way.
+	FastPathNever FastPath = "never"
+)
+
+// FastPathStats is what goes by the fast path.
+type FastPathStats struct {
+	Flows          int    // that are known now
+	Sent, Received uint64 // packets from this node's tasks and to them, since Open
+}
+
+// FastPathStats tells what goes by the fast path, or why there is none; without
+// one that should be, it is zero.
+func (d *Driver) FastPathStats() (FastPathStats, error) {
+	if d.fast == nil {
+		return FastPathStats{}, d.fastErr
+	}
+	s, err := d.fast.Stats()
+	return FastPathStats(s), err
+}
+
+// openFastPath loads the fast path. Where that fails, packets go as they would
+// without.
+func (d *Driver) openFastPath() error {
+	if d.seal != nil || d.opts.FastPath == FastPathNever {
+		return fastpath.Remove(d.host, d.opts.Bridge.ID) // an earlier driver's
+	}
+	o := d.opts.fast
+	o.Name, o.Links, o.Underlay, o.Port, o.Logger = d.opts.Bridge.ID, d.host, d.opts.Underlay, d.opts.Port, d.log
+	if path := d.opts.Bridge.HostNamespace; path != "" {
+		file, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		defer file.Close() //nolint:errcheck // read-only
+		o.Namespace = int(file.Fd())
+	}
+	var err error
+	if d.fast, err = fastpath.Open(o); err != nil {
+		d.fastErr = err
+		d.log.Warn("packets between nodes go the slow way", "error", err)
+		return fastpath.Remove(d.host, d.opts.Bridge.ID)
+	}
+	return nil
+}
+
+func (d *Driver) resetFastPath() error {
+	if d.fast == nil {
+		return fastpath.Remove(d.host, d.opts.Bridge.ID)
+	}
+	return d.fast.Reset()
+}
+
+// forgotten returns what bridge.Options.Forgotten is to be.
+func (d *Driver) forgotten(also func()) func() {
+	return func() {
+		if d.fast != nil {
+			d.fast.Verify(unix.IPPROTO_UDP)
+		}
+		if also != nil {
+			also()
+		}
+	}
+}
+
+// slow says that something goes the slow way though it need not.
+func (d *Driver) slow(what string, err error) {
+	if err != nil {
+		d.log.Warn("packets between nodes go the slow way", "of", what, "error", err)
+	}
+}
+
+// fastNetwork makes a network's ways part of the fast path, and the ports of tasks
+// that an earlier driver attached. d.mu is held.
+func (d *Driver) fastNetwork(ctx context.Context, o *overlay) {
+	if d.fast == nil {
+		return
+	}
+	if d.opts.Direct != DirectNever {
+		d.slow(o.way.name, d.fast.SetUplink(o.way.index))
+	}
+	attached, err := d.Attachments(ctx)
+	d.slow(o.name, err)
+	for _, a := range attached {
+		if a.Network == o.name {
+			d.slow(a.Task, d.fastPort(o, a, a.Addresses))
+		}
+	}
+}
+
+// slowNetwork undoes fastNetwork; links and ports are gone. d.mu is held.
+func (d *Driver) slowNetwork(o *overlay) {
+	if d.fast != nil {
+		d.fast.RemoveLink(o.link)
+	}
+}
+
+// fastEnds tells the fast path where nodes are that are reached by VXLAN. d.mu is
+// held.
+func (d *Driver) fastEnds(o *overlay, want entries) {
+	if d.fast != nil {
+		d.slow(o.name, d.fast.SetEnds(o.link, o.vni, want.forwarding))
+	}
+}
+
+func (d *Driver) fastPort(o *overlay, a network.Attachment, addresses []netip.Addr) error {
+	at, err := d.Port(a)
+	if err != nil {
+		return err
+	}
+	return d.fast.SetPort(at.Name, fastpath.Port{
+		Link: at.Link, MAC: at.MAC, Bridge: at.Bridge, BridgeMAC: at.BridgeMAC,
+		Addresses: addresses, Whole: o.whole, Own: d.cut(o.whole, o.index),
+	})
+}
+
+// Attach implements network.Driver.
+func (d *Driver) Attach(ctx context.Context, a network.Attachment) (network.Interface, error) {
+	iface, err := d.Driver.Attach(ctx, a)
+	if err != nil || d.fast == nil {
+		return iface, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if o := d.nets[a.Network]; o != nil {
+		var addresses []netip.Addr
+		for _, p := range iface.Addresses {
+			addresses = append(addresses, p.Addr())
+		}
+		d.slow(fmt.Sprintf("task %s", a.Task), d.fastPort(o, a, addresses))
+	}
+	return iface, nil
+}
+
+// Detach implements network.Driver.
+func (d *Driver) Detach(ctx context.Context, a network.Attachment) error {
+	if d.fast != nil {
+		d.fast.RemovePort(d.PortName(a)) // before its addresses are another's
+	}
+	return d.Driver.Detach(ctx, a)
+}

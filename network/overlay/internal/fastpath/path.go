@@ -1,0 +1,484 @@
+//go:build linux
+
+package fastpath
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/ringbuf"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/orchestrate-go/orchestrate/network/internal/conntrack"
+)
+
+// Options of a Path. Name, Underlay, Port and Links are required.
+type Options struct {
+	Name      string          // of the filters, one for each fleet of the machine
+	Namespace int             // file descriptor of the node's network namespace; 0 is the program's own
+	Links     *netlink.Handle // in that namespace
+	Underlay  netip.Addr      // by which other nodes reach this one
+	Port      uint16          // of VXLAN
+	Logger    *slog.Logger    // nil means silence
+
+	// Refresh is how often a flow's packet goes by connection tracking; 5 s when 0.
+	Refresh time.Duration
+	// Idle is for how long a flow without packets is known; 20 s when 0. It and
+	// Refresh together are below what connection tracking keeps a flow for, which
+	// for UDP are 30 s and more, unless the node is set up otherwise.
+	Idle time.Duration
+	// Worth is how many packets a task sends by a flow until it is learnt, a
+	// power of two; 16 when 0.
+	Worth int
+}
+
+// Path is a node's fast path. Its methods are safe for concurrent use.
+type Path struct {
+	opts   Options
+	log    *slog.Logger
+	kernel *objects
+	flows  *conntrack.Conn
+	busy   *ringbuf.Reader
+
+	closing  sync.Once
+	closeErr error
+
+	mu     sync.Mutex // guards what follows, and what is in the maps
+	ports  map[string]Port
+	links  map[int]map[end]node // what answers on each
+	uplink int
+	known  map[key]pair // by the key of what a task sends
+}
+
+// Port is where a task is plugged in.
+type Port struct {
+	Link      int // index of the host's end
+	MAC       net.HardwareAddr
+	Bridge    int
+	BridgeMAC net.HardwareAddr
+	Addresses []netip.Addr
+	// Whole are the network's ranges on all nodes, Own those of this one.
+	Whole, Own []netip.Prefix
+}
+
+// pair is a flow as it is known in both directions.
+type pair struct {
+	port string
+	sent conntrack.Tuple // as the task sends
+	far  conntrack.Tuple // as the other node sends
+	in   key
+}
+
+// Open loads the programs. It fails where the kernel has not what they need, which
+// came with Linux 5.12, or does not let the process.
+func Open(o Options) (*Path, error) {
+	o.Refresh = cmp.Or(o.Refresh, 5*time.Second)
+	o.Idle = cmp.Or(o.Idle, 20*time.Second)
+	o.Worth = cmp.Or(o.Worth, 16)
+	p := &Path{
+		opts: o, log: o.Logger,
+		ports: map[string]Port{}, links: map[int]map[end]node{}, known: map[key]pair{},
+	}
+	if p.log == nil {
+		p.log = slog.New(slog.DiscardHandler)
+	}
+	var err error
+	if p.kernel, err = load(o); err != nil {
+		return nil, fmt.Errorf("load the fast path: %w", err)
+	}
+	if p.busy, err = ringbuf.NewReader(p.kernel.Busy); err == nil {
+		p.flows, err = conntrack.Dial(o.Namespace)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open the fast path: %w", err), p.Close())
+	}
+	return p, nil
+}
+
+// Close lets go of programs and maps. Interfaces keep theirs.
+func (p *Path) Close() error {
+	p.closing.Do(func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.busy != nil {
+			p.closeErr = p.busy.Close()
+		}
+		if p.flows != nil {
+			p.closeErr = errors.Join(p.closeErr, p.flows.Close())
+		}
+		p.kernel.close()
+	})
+	return p.closeErr
+}
+
+// Reset takes all away from the interfaces, and forgets what there was.
+func (p *Path) Reset() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for k := range p.known {
+		p.forget(k)
+	}
+	for link := range p.links {
+		p.setEnds(link, nil)
+	}
+	clear(p.links)
+	clear(p.ports)
+	p.uplink = 0
+	return errors.Join(p.kernel.Uplink.Set(uint32(0)), Remove(p.opts.Links, p.opts.Name))
+}
+
+// SetPort has a task's flows learnt. A port of the same name is replaced.
+func (p *Path) SetPort(name string, port Port) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if have, ok := p.ports[name]; ok && !have.same(port) {
+		p.removePort(name)
+	}
+	if err := attach(p.opts.Links, port.Link, p.opts.Name, p.kernel.FromTask); err != nil {
+		return err
+	}
+	p.ports[name] = port
+	return nil
+}
+
+func (p Port) same(q Port) bool {
+	return p.Link == q.Link && p.Bridge == q.Bridge && slices.Equal(p.MAC, q.MAC) && slices.Equal(p.BridgeMAC, q.BridgeMAC) &&
+		slices.Equal(p.Addresses, q.Addresses) && slices.Equal(p.Whole, q.Whole) && slices.Equal(p.Own, q.Own)
+}
+
+// RemovePort forgets a task's flows, before its addresses are another's.
+func (p *Path) RemovePort(name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.removePort(name)
+}
+
+func (p *Path) removePort(name string) {
+	delete(p.ports, name)
+	for k, f := range p.known {
+		if f.port == name {
+			p.forget(k)
+		}
+	}
+}
+
+// SetUplink has packets of other nodes looked at that come by an interface as they
+// are, and those to them leave by it; 0 for none. One that is not of Ethernet is
+// left to the kernel.
+func (p *Path) SetUplink(link int) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if link != 0 {
+		l, err := p.opts.Links.LinkByIndex(link)
+		if err != nil {
+			return err
+		}
+		if l.Attrs().EncapType != "ether" {
+			link = 0
+		}
+	}
+	if link == p.uplink {
+		return nil
+	}
+	if p.uplink != 0 {
+		if err := detach(p.opts.Links, p.uplink, p.opts.Name); err != nil {
+			return err
+		}
+		p.uplink = 0
+	}
+	if link != 0 {
+		if err := attach(p.opts.Links, link, p.opts.Name, p.kernel.FromPeer); err != nil {
+			return err
+		}
+	}
+	p.uplink = link
+	return p.kernel.Uplink.Set(uint32(link))
+}
+
+// SetEnds says which nodes answer on a VXLAN link for which hardware addresses,
+// and has packets that come by it looked at.
+func (p *Path) SetEnds(link, number int, nodes map[string]netip.Addr) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.links[link] == nil {
+		if err := attach(p.opts.Links, link, p.opts.Name, p.kernel.FromPeer); err != nil {
+			return err
+		}
+	}
+	want := map[end]node{}
+	for mac, underlay := range nodes {
+		hw, err := net.ParseMAC(mac)
+		if err != nil || len(hw) != 6 {
+			return fmt.Errorf("%q is no hardware address", mac)
+		}
+		want[end{Link: uint32(link), MAC: [6]byte(hw)}] = node{underlay.As16(), uint32(number)}
+	}
+	return p.setEnds(link, want)
+}
+
+// RemoveLink forgets a VXLAN link, which is gone.
+func (p *Path) RemoveLink(link int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.setEnds(link, nil); err != nil {
+		p.log.Warn("cannot take the ends of a link that is gone from the fast path", "error", err)
+	}
+	delete(p.links, link)
+}
+
+func (p *Path) setEnds(link int, want map[end]node) error {
+	var errs []error
+	have := p.links[link]
+	for e := range have {
+		if _, wanted := want[e]; !wanted {
+			errs = append(errs, gone(p.kernel.Ends.Delete(e)))
+		}
+	}
+	for e, n := range want {
+		if old, ok := have[e]; !ok || old != n {
+			errs = append(errs, p.kernel.Ends.Put(e, n))
+		}
+	}
+	p.links[link] = want
+	return errors.Join(errs...)
+}
+
+// gone forgives the deletion of what is not there.
+func gone(err error) error {
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil
+	}
+	return err
+}
+
+// Run learns flows until ctx ends; it returns nil then.
+func (p *Path) Run(ctx context.Context) error {
+	sweep := time.NewTicker(p.opts.Idle / 2)
+	defer sweep.Stop()
+	defer context.AfterFunc(ctx, func() { _ = p.busy.Flush() })()
+	var record ringbuf.Record
+	var asked budget
+	for ctx.Err() == nil {
+		p.busy.SetDeadline(time.Now().Add(p.opts.Idle / 2))
+		err := p.busy.ReadInto(&record)
+		select {
+		case <-sweep.C:
+			p.Verify(0)
+		default:
+		}
+		switch {
+		case errors.Is(err, ringbuf.ErrFlushed), errors.Is(err, os.ErrDeadlineExceeded):
+			continue
+		case errors.Is(err, ringbuf.ErrClosed):
+			return nil
+		case err != nil:
+			return fmt.Errorf("fast path: read what tasks send by: %w", err)
+		}
+		var k key
+		if !k.decode(record.RawSample) || !asked.spend(time.Now()) {
+			continue // there is another call when it has sent as much again
+		}
+		if err := p.learn(k); err != nil {
+			p.log.Debug("a flow stays on the slow path", "flow", k.tuple(), "error", err)
+		}
+	}
+	return nil
+}
+
+// budget bounds how many flows a second are asked about: a task can begin as many
+// as it likes.
+type budget struct {
+	second int64
+	spent  int
+}
+
+const mostAsked = 5000
+
+func (b *budget) spend(now time.Time) bool {
+	if s := now.Unix(); s != b.second {
+		b.second, b.spent = s, 0
+	}
+	b.spent++
+	return b.spent <= mostAsked
+}
+
+// learn has the packets of a flow pass, if connection tracking knows it for an
+// established one between a task and another node. The error says why not.
+func (p *Path) learn(out key) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	name, port, err := p.portOf(out)
+	if err != nil {
+		return err
+	}
+	sent := out.tuple()
+	entry, err := p.flows.Get(sent)
+	if err != nil {
+		return err
+	}
+	far, err := farSide(entry, sent)
+	if err != nil {
+		return err
+	}
+	goes := far.Back() // what the task sends, as the other node sees it
+	if goes.Src.Addr() != sent.Src.Addr() || !within(port.Whole, goes.Dst.Addr()) || within(port.Own, goes.Dst.Addr()) {
+		return fmt.Errorf("it goes to %v by %v, and not to another node of the network", goes.Dst, goes.Src)
+	}
+	if sent.Protocol == unix.IPPROTO_TCP {
+		if err := p.flows.Loosen(entry); err != nil {
+			return err
+		}
+	}
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &now); err != nil {
+		return err
+	}
+	translated := uint32(0)
+	if goes != sent {
+		translated = 1
+	}
+	in := keyOf(0, far)
+	flowOut := flow{Translated: translated, Interface: uint32(port.Bridge), Checked: uint64(now.Nano())}
+	flowOut.set(goes)
+	flowIn := flow{
+		Translated: translated, Interface: uint32(port.Link), Checked: uint64(now.Nano()),
+		ToMAC: [6]byte(port.MAC), FromMAC: [6]byte(port.BridgeMAC),
+	}
+	flowIn.set(sent.Back())
+	p.known[out] = pair{name, sent, far, in}
+	err = p.kernel.Flows.Put(in, flowIn)
+	if err == nil {
+		err = p.kernel.Flows.Put(out, flowOut)
+	}
+	if err != nil {
+		p.forget(out)
+		return fmt.Errorf("write the flow: %w", err)
+	}
+	return gone(p.kernel.Sent.Delete(out))
+}
+
+// portOf finds the port that a key came by. What has not the address of its task
+// is not the task's.
+func (p *Path) portOf(k key) (string, Port, error) {
+	for name, port := range p.ports {
+		if port.Link == int(k.Interface) {
+			if !slices.Contains(port.Addresses, k.tuple().Src.Addr()) {
+				return "", Port{}, errors.New("its source is no address of the task's")
+			}
+			return name, port, nil
+		}
+	}
+	return "", Port{}, errors.New("its task is gone")
+}
+
+func (f *flow) set(t conntrack.Tuple) {
+	f.From, f.To, f.FromPort, f.ToPort = t.Src.Addr().As16(), t.Dst.Addr().As16(), portBytes(t.Src), portBytes(t.Dst)
+}
+
+// farSide returns what the other end of an entry sends, of which one end sends a
+// tuple. The error says why its packets must all go by connection tracking.
+func farSide(f conntrack.Flow, sent conntrack.Tuple) (conntrack.Tuple, error) {
+	const needed, unfit = conntrack.Confirmed | conntrack.SeenReply, conntrack.SequenceAdjust | conntrack.Helper | conntrack.Dying
+	switch {
+	case f.Status&needed != needed:
+		return conntrack.Tuple{}, errors.New("it has not been answered")
+	case f.Status&unfit != 0:
+		return conntrack.Tuple{}, errors.New("connection tracking looks into it, or ends it")
+	case sent.Protocol == unix.IPPROTO_TCP && !f.Established:
+		return conntrack.Tuple{}, errors.New("the connection is not open both ways")
+	case f.Original == sent:
+		return f.Reply, nil
+	case f.Reply == sent:
+		return f.Original, nil
+	}
+	return conntrack.Tuple{}, errors.New("connection tracking knows it otherwise")
+}
+
+func within(ranges []netip.Prefix, addr netip.Addr) bool {
+	return slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(addr) })
+}
+
+// forget has a flow's packets go the slow way. p.mu is held.
+func (p *Path) forget(out key) {
+	for _, k := range []key{out, p.known[out].in} {
+		if err := gone(p.kernel.Flows.Delete(k)); err != nil {
+			p.log.Error("cannot take a flow from the fast path", "flow", k.tuple(), "error", err)
+		}
+	}
+	delete(p.known, out)
+}
+
+// Verify forgets flows that connection tracking no longer knows, or knows
+// otherwise, and those that are no longer known in both directions; of one
+// protocol, or of both when 0.
+func (p *Path) Verify(protocol uint8) {
+	p.mu.Lock()
+	keys := make([]key, 0, len(p.known))
+	for k := range p.known {
+		if protocol == 0 || k.Protocol == protocol {
+			keys = append(keys, k)
+		}
+	}
+	p.mu.Unlock()
+	for _, k := range keys {
+		p.mu.Lock() // for each: others wait as long as one takes
+		if f, ok := p.known[k]; ok && !p.holds(k, f) {
+			p.forget(k)
+		}
+		p.mu.Unlock()
+	}
+}
+
+// holds reports whether a flow is as it was learnt. What cannot be asked holds.
+func (p *Path) holds(out key, f pair) bool {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &now); err != nil {
+		return true
+	}
+	for _, k := range []key{out, f.in} {
+		var v flow
+		if err := p.kernel.Flows.Lookup(k, &v); errors.Is(err, ebpf.ErrKeyNotExist) || err == nil && now.Nano()-int64(v.Checked) > 2*int64(p.opts.Idle) {
+			return false
+		}
+	}
+	entry, err := p.flows.Get(f.sent)
+	if err != nil {
+		return !errors.Is(err, unix.ENOENT)
+	}
+	far, err := farSide(entry, f.sent)
+	return err == nil && far == f.far
+}
+
+// Stats is what goes by the fast path.
+type Stats struct {
+	Flows          int    // that are known
+	Sent, Received uint64 // packets of tasks, and to tasks, since Open
+}
+
+// Stats counts.
+func (p *Path) Stats() (Stats, error) {
+	p.mu.Lock()
+	s := Stats{Flows: len(p.known)}
+	p.mu.Unlock()
+	for i, n := range []*uint64{&s.Sent, &s.Received} {
+		var each []uint64
+		if err := p.kernel.Passed.Lookup(uint32(i), &each); err != nil {
+			return Stats{}, fmt.Errorf("count packets of the fast path: %w", err)
+		}
+		for _, v := range each {
+			*n += v
+		}
+	}
+	return s, nil
+}
