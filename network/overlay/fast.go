@@ -64,8 +64,12 @@ func (d *Driver) openFastPath() error {
 		defer file.Close() //nolint:errcheck // read-only
 		o.Namespace = int(file.Fd())
 	}
+	open := d.opts.openFast
+	if open == nil {
+		open = fastpath.Open
+	}
 	var err error
-	if d.fast, err = fastpath.Open(o); err != nil {
+	if d.fast, err = open(o); err != nil {
 		d.fastErr = err
 		d.log.Warn("packets between nodes go the slow way", "error", err)
 		return fastpath.Remove(d.host, d.opts.Bridge.ID)

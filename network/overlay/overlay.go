@@ -69,7 +69,8 @@ type Options struct {
 
 	joined    func()           // see Driver
 	fast      fastpath.Options // its times
-	undivided bool             // one slice is all of a network, for tests that know one node
+	openFast  func(fastpath.Options) (*fastpath.Path, error)
+	undivided bool // one slice is all of a network, for tests that know one node
 }
 
 // Driver is a node's part of networks over many nodes. It implements

@@ -38,6 +38,7 @@ type world struct {
 	link  *os.File // namespace of the bridge that joins the hosts
 	v6    bool     // whether the underlay is IPv6
 	mode  Direct
+	set   func(*Options) // more options of hosts that are added, or nil
 	hosts []*host
 }
 
@@ -148,6 +149,9 @@ func (w *world) host(i int) *host {
 	if w.mode == sealed {
 		h.opts.Direct, h.opts.Encryption = DirectAuto, encryption()
 	}
+	if w.set != nil {
+		w.set(&h.opts)
+	}
 	h.open()
 	w.Cleanup(h.purge)
 	w.hosts = append(w.hosts, h)
@@ -228,7 +232,15 @@ func (h *host) purge() {
 		if err != nil {
 			return err
 		}
-		links, err := netlink.LinkList()
+		qdiscs, errList := netlink.QdiscList(nil)
+		err = errors.Join(err, errList)
+		for _, q := range qdiscs {
+			if q.Type() == "clsact" {
+				err = errors.Join(err, fmt.Errorf("the queueing discipline of filters is left at interface %d", q.Attrs().LinkIndex))
+			}
+		}
+		links, errList := netlink.LinkList()
+		err = errors.Join(err, errList)
 		for _, l := range links {
 			if name := l.Attrs().Name; strings.HasPrefix(name, "o") {
 				err = errors.Join(err, fmt.Errorf("interface %s is left", name))
