@@ -109,13 +109,16 @@ func (d *Driver) fastNetwork(ctx context.Context, o *overlay) {
 	if d.fast == nil {
 		return
 	}
+	if old := d.nets[o.name]; old != nil && old.link != o.link {
+		d.fast.RemoveLink(old.link)
+	}
 	if d.opts.Direct != DirectNever {
 		d.slow(o.way.name, d.fast.SetUplink(o.way.index))
 	}
 	attached, err := d.Attachments(ctx)
 	d.slow(o.name, err)
 	for _, a := range attached {
-		if a.Network == o.name {
+		if a.Network == o.name && !d.fast.HasPort(d.PortName(a)) {
 			d.slow(a.Task, d.fastPort(o, a, a.Addresses))
 		}
 	}

@@ -273,8 +273,8 @@ func (d *Driver) Ensure(ctx context.Context, n network.Network) error {
 	if err = cmp.Or(err, d.AdmitLinks(n.Name), d.closeWhole(o)); err != nil {
 		return fmt.Errorf("network %q: %w", n.Name, err)
 	}
-	d.nets[n.Name] = o
 	d.fastNetwork(ctx, o)
+	d.nets[n.Name] = o
 	return errors.Join(d.reseal(), d.join(n.Name))
 }
 

@@ -428,6 +428,8 @@ int from_task(struct __sk_buff *skb)
 	__u32 size = skb->gso_size ? skb->gso_size + h.size : skb->len - ETH_HLEN;
 	if (size > f->way.mtu)
 		return TC_ACT_UNSPEC; // the kernel tells the sender
+	if (f->way.node.number && skb->len > 0xffff - sizeof(struct outer6))
+		return TC_ACT_UNSPEC; // lengths have 16 bits
 	if (!hop(skb, &h, f->way.to_mac, f->way.from_mac))
 		return TC_ACT_UNSPEC;
 	if (f->translated && !translate(skb, &h, &k, f))

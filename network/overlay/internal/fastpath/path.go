@@ -152,6 +152,14 @@ func (p *Path) SetPort(name string, port Port) error {
 	return nil
 }
 
+// HasPort reports whether there is a port of a name.
+func (p *Path) HasPort(name string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, ok := p.ports[name]
+	return ok
+}
+
 func (p Port) same(q Port) bool {
 	return p.Link == q.Link && p.Bridge == q.Bridge && slices.Equal(p.MAC, q.MAC) && slices.Equal(p.BridgeMAC, q.BridgeMAC) &&
 		slices.Equal(p.Addresses, q.Addresses) && slices.Equal(p.Whole, q.Whole) && slices.Equal(p.Own, q.Own)
