@@ -8,6 +8,7 @@ import (
 	"debug/elf"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"os"
 	"testing"
 
@@ -64,5 +65,19 @@ func check(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestOldKernels(t *testing.T) {
+	for release, fit := range map[string]bool{
+		"5.13.0": true, "5.15.0-91-generic": true, "6.1.0-18-amd64": true, "10.0": true,
+		"5.12.19": false, "5.4.0-42": false, "4.18.0-553.el8": false,
+	} {
+		if err := old(release); fit != (err == nil) || err != nil && !errors.Is(err, ebpf.ErrNotSupported) {
+			t.Errorf("Linux %s: %v, want it fit: %v", release, err, fit)
+		}
+	}
+	if err := old("next"); err == nil {
+		t.Error("a release without a number is taken")
 	}
 }

@@ -81,7 +81,7 @@ type pair struct {
 }
 
 // Open loads the programs. It fails where the kernel has not what they need, which
-// came with Linux 5.12, or does not let the process.
+// came with Linux 5.13, or does not let the process.
 func Open(o Options) (*Path, error) {
 	o.Refresh = cmp.Or(o.Refresh, 5*time.Second)
 	o.Idle = cmp.Or(o.Idle, 20*time.Second)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/orchestrate-go/orchestrate/network/internal/conntrack"
 )
@@ -88,8 +89,32 @@ type objects struct {
 	Uplink   *ebpf.Variable `ebpf:"uplink"`
 }
 
+// The first Linux that knows all that the programs call. The kernel checks that of
+// most of it when it takes them in, but an older one would take them and then drop
+// each packet for the sake of a flag (BPF_F_ADJ_ROOM_ENCAP_L2_ETH).
+const needsMajor, needsMinor = 5, 13
+
+// old says why a kernel of a release is too old, or nothing.
+func old(release string) error {
+	var major, minor int
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		return fmt.Errorf("cannot read the kernel's release %q: %w", release, err)
+	}
+	if major < needsMajor || major == needsMajor && minor < needsMinor {
+		return fmt.Errorf("the kernel is Linux %s; it needs %d.%d: %w", release, needsMajor, needsMinor, ebpf.ErrNotSupported)
+	}
+	return nil
+}
+
 // load has the kernel check the programs and take them in.
 func load(o Options) (*objects, error) {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return nil, err
+	}
+	if err := old(unix.ByteSliceToString(name.Release[:])); err != nil {
+		return nil, err
+	}
 	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(object))
 	if err != nil {
 		return nil, err
