@@ -124,6 +124,12 @@ const volatile __u8 underlay6;		  // whether it is of IPv6
 const volatile __u16 port;		  // of VXLAN
 volatile __u32 uplink;			  // the interface of direct routes; 0 if there are none
 
+// own is underlay. As a whole, which is not volatile, the compiler takes it for 0.
+static __always_inline struct address own(void)
+{
+	return (struct address){{underlay.word[0], underlay.word[1], underlay.word[2], underlay.word[3]}};
+}
+
 struct headers {
 	__u8 ipv6;
 	__u8 tos;
@@ -168,6 +174,10 @@ static __always_inline int read(struct __sk_buff *skb, struct key *k, struct hea
 		k->protocol = ip->nexthdr;
 		__builtin_memcpy(&k->from, &ip->saddr, sizeof k->from);
 		__builtin_memcpy(&k->to, &ip->daddr, sizeof k->to);
+		// An address of IPv4 in a header of IPv6 is not what it is in a key;
+		// the kernel drops such.
+		if (!k->from.word[0] && !k->from.word[1] && k->from.word[2] == bpf_htonl(0xffff))
+			return 0;
 		h->ipv6 = 1;
 		h->tos = ip->priority << 4 | ip->flow_lbl[0] >> 4;
 		h->flow_info = *(__be32 *)ip & bpf_htonl(0x0fffffff);
@@ -341,8 +351,8 @@ static __always_inline int lead(struct __sk_buff *skb, const struct headers *h, 
 		if (!n)
 			return 0;
 		struct bpf_fib_lookup under = {};
-		struct address own = {{underlay.word[0], underlay.word[1], underlay.word[2], underlay.word[3]}};
-		if (!next(skb, &under, underlay6, &own, &n->underlay, f->interface))
+		const struct address from = own();
+		if (!next(skb, &under, underlay6, &from, &n->underlay, f->interface))
 			return 0;
 		w.node = *n;
 		w.interface = under.ifindex;
@@ -382,7 +392,8 @@ static __always_inline int wrap(struct __sk_buff *skb, const struct headers *h, 
 			.inner = inner,
 		};
 		o.ip.flow_lbl[0] = ecn << 4;
-		__builtin_memcpy(&o.ip.saddr, (void *)&underlay, sizeof underlay);
+		const struct address from = own();
+		__builtin_memcpy(&o.ip.saddr, &from, sizeof from);
 		__builtin_memcpy(&o.ip.daddr, &w->node.underlay, sizeof w->node.underlay);
 		if (bpf_skb_adjust_room(skb, sizeof o - ETH_HLEN, BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_ENCAP_L3_IPV6) ||
 		    bpf_skb_store_bytes(skb, 0, &o, sizeof o, BPF_F_INVALIDATE_HASH))
