@@ -5,10 +5,16 @@
 package conntrack
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
+	"os"
+	"runtime"
+	"strconv"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -32,7 +38,9 @@ func (t Tuple) valid() bool {
 type Flow struct {
 	Original, Reply Tuple
 	Status          Status
-	Established     bool // a TCP connection that is open both ways
+	Established     bool          // a TCP connection that is open both ways
+	Loose           bool          // a TCP connection as Loosen leaves it
+	Timeout         time.Duration // for how long it is kept if nothing more is seen
 
 	zone     uint16
 	original []byte // its attribute, by which the kernel finds the entry
@@ -63,6 +71,7 @@ const (
 	ctaTupleReply = 2
 	ctaStatus     = 3
 	ctaProtoInfo  = 4
+	ctaTimeout    = 7
 	ctaZone       = 18
 	ctaStatusMask = 26
 
@@ -82,6 +91,9 @@ const (
 	ctaTCPFlagsReply    = 5
 	tcpEstablished      = 3
 	tcpBeLiberal        = 0x08
+	tcpUnacknowledged   = 0x10 // data was seen and not what acknowledges it
+	tcpMaxAckSet        = 0x20 // what was acknowledged is known
+	tcpLoose            = tcpBeLiberal | tcpUnacknowledged | tcpMaxAckSet
 
 	nfgenmsgLength = 4
 )
@@ -97,6 +109,39 @@ func Dial(namespace int) (*Conn, error) {
 		return nil, err
 	}
 	return &Conn{c}, nil
+}
+
+// EstablishedTimeout is for how long a TCP connection without packets is kept in a
+// network namespace, as for Dial.
+func EstablishedTimeout(namespace int) (time.Duration, error) {
+	type result struct {
+		text []byte
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		var r result
+		if namespace != 0 {
+			runtime.LockOSThread() // and not unlocked: the thread ends here
+			r.err = unix.Setns(namespace, unix.CLONE_NEWNET)
+		}
+		if r.err == nil {
+			r.text, r.err = os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established")
+		}
+		done <- r
+	}()
+	r := <-done
+	if errors.Is(r.err, os.ErrNotExist) {
+		return 5 * 24 * time.Hour, nil // the kernel's own choice, once it tracks
+	}
+	seconds, err := 0, r.err
+	if err == nil {
+		seconds, err = strconv.Atoi(string(bytes.TrimSpace(r.text)))
+	}
+	if err != nil {
+		return 0, fmt.Errorf("for how long connections are kept: %w", err)
+	}
+	return time.Duration(seconds) * time.Second, nil
 }
 
 // Close closes the socket.
@@ -161,24 +206,29 @@ func (c *Conn) Delete(f Flow) error {
 	return nil
 }
 
-// Loosen has a TCP connection's segments taken for its own whatever their
-// sequence numbers: some of its segments pass elsewhere. One that is gone is
-// unix.ENOENT.
-func (c *Conn) Loosen(f Flow) error {
+// Loosen prepares a TCP connection for that some of its segments pass elsewhere:
+// those that are seen are taken for its own whatever their sequence numbers; so
+// are resets; and that data was not seen to arrive does not shorten its time. If
+// timeout is not 0 it is kept for so long. One that is gone is unix.ENOENT.
+func (c *Conn) Loosen(f Flow, timeout time.Duration) error {
 	body, err := f.name()
 	if err != nil {
 		return err
 	}
 	ae := netlink.NewAttributeEncoder()
+	ae.ByteOrder = binary.BigEndian
 	ae.Nested(ctaProtoInfo, func(ae *netlink.AttributeEncoder) error {
 		ae.Nested(ctaProtoInfoTCP, func(ae *netlink.AttributeEncoder) error {
-			flags := []byte{tcpBeLiberal, tcpBeLiberal} // which, and under which mask
+			flags := []byte{tcpBeLiberal, tcpLoose} // which, and under which mask
 			ae.Bytes(ctaTCPFlagsOriginal, flags)
 			ae.Bytes(ctaTCPFlagsReply, flags)
 			return nil
 		})
 		return nil
 	})
+	if timeout > 0 {
+		ae.Uint32(ctaTimeout, uint32(min(timeout/time.Second, math.MaxInt32)))
+	}
 	info, err := ae.Encode()
 	if err == nil {
 		_, err = c.c.Execute(message(msgNew, netlink.Request|netlink.Acknowledge, family(f.Original), append(body, info...)))
@@ -265,27 +315,39 @@ func Parse(data []byte) (Flow, bool) {
 			if len(b) == 2 {
 				f.zone = binary.BigEndian.Uint16(b)
 			}
+		case ctaTimeout:
+			if len(b) == 4 {
+				f.Timeout = time.Duration(binary.BigEndian.Uint32(b)) * time.Second
+			}
 		case ctaProtoInfo:
-			f.Established = tcpState(b) == tcpEstablished
+			f.Established, f.Loose = parseTCP(b)
 		}
 	}
 	return f, ad.Err() == nil && f.Original.valid() && f.Reply.valid()
 }
 
-func tcpState(data []byte) uint8 {
+func parseTCP(data []byte) (established, loose bool) {
 	ad, err := netlink.NewAttributeDecoder(data)
 	for err == nil && ad.Next() {
 		if ad.Type() != ctaProtoInfoTCP {
 			continue
 		}
 		part, err := netlink.NewAttributeDecoder(ad.Bytes())
+		var flags [2]uint8
 		for err == nil && part.Next() {
-			if b := part.Bytes(); part.Type() == ctaTCPState && len(b) == 1 {
-				return b[0]
+			b := part.Bytes()
+			switch part.Type() {
+			case ctaTCPState:
+				established = len(b) == 1 && b[0] == tcpEstablished
+			case ctaTCPFlagsOriginal, ctaTCPFlagsReply:
+				if len(b) == 2 {
+					flags[part.Type()-ctaTCPFlagsOriginal] = b[0] & tcpLoose
+				}
 			}
 		}
+		loose = flags == [2]uint8{tcpBeLiberal, tcpBeLiberal}
 	}
-	return 0
+	return established, loose
 }
 
 func parseTuple(data []byte) Tuple {

@@ -50,6 +50,8 @@ type Path struct {
 	kernel *objects
 	flows  *conntrack.Conn
 	busy   *ringbuf.Reader
+	// established is for how long connection tracking keeps a connection.
+	established time.Duration
 
 	closing  sync.Once
 	closeErr error
@@ -99,6 +101,9 @@ func Open(o Options) (*Path, error) {
 	}
 	if p.busy, err = ringbuf.NewReader(p.kernel.Busy); err == nil {
 		p.flows, err = conntrack.Dial(o.Namespace)
+	}
+	if err == nil {
+		p.established, err = conntrack.EstablishedTimeout(o.Namespace)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open the fast path: %w", err), p.Close())
@@ -344,7 +349,7 @@ func (p *Path) learn(out key) error {
 		return fmt.Errorf("it goes to %v by %v, and not to another node of the network", goes.Dst, goes.Src)
 	}
 	if sent.Protocol == unix.IPPROTO_TCP {
-		if err := p.flows.Loosen(entry); err != nil {
+		if err := p.flows.Loosen(entry, p.established); err != nil {
 			return err
 		}
 	}
@@ -454,18 +459,36 @@ func (p *Path) holds(out key, f pair) bool {
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &now); err != nil {
 		return true
 	}
-	for _, k := range []key{out, f.in} {
+	known := true
+	var checked [2]int64
+	for i, k := range []key{out, f.in} {
 		var v flow
-		if err := p.kernel.Flows.Lookup(k, &v); errors.Is(err, ebpf.ErrKeyNotExist) || err == nil && now.Nano()-int64(v.Checked) > 2*int64(p.opts.Idle) {
-			return false
+		if err := p.kernel.Flows.Lookup(k, &v); err != nil {
+			known = known && !errors.Is(err, ebpf.ErrKeyNotExist)
+			checked[i] = now.Nano()
+			continue
 		}
+		checked[i] = int64(v.Checked)
+		known = known && now.Nano()-checked[i] <= 2*int64(p.opts.Idle)
 	}
 	entry, err := p.flows.Get(f.sent)
 	if err != nil {
-		return !errors.Is(err, unix.ENOENT)
+		return known && !errors.Is(err, unix.ENOENT)
 	}
 	far, err := farSide(entry, f.sent)
-	return err == nil && far == f.far
+	if err != nil || far != f.far {
+		return false
+	}
+	// What connection tracking has seen since may have it think of data that is
+	// not acknowledged, and the flow may be silent from here on. Where one end
+	// says nothing any more that is so: it may be gone.
+	silent := max(checked[0], checked[1])-min(checked[0], checked[1]) > 2*int64(p.opts.Refresh)
+	if out.Protocol == unix.IPPROTO_TCP && !entry.Loose && known && !silent {
+		if err := p.flows.Loosen(entry, p.established); err != nil {
+			p.log.Warn("connection tracking may forget a connection early", "flow", f.sent, "error", err)
+		}
+	}
+	return known
 }
 
 // Stats is what goes by the fast path.
