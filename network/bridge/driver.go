@@ -51,7 +51,7 @@ type Options struct {
 	Tunnels int
 	// Forgotten is called after flows were deleted from connection tracking, as
 	// their endpoint is there no longer; nil is for nobody who has to know.
-	Forgotten func()
+	Forgotten func() `json:"-"`
 	// Logger gets what is worth knowing and no error; nil means silence.
 	Logger *slog.Logger
 }
