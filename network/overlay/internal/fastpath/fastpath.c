@@ -134,9 +134,10 @@ struct headers {
 	__u8 ipv6;
 	__u8 tos;
 	__u8 ends; // a segment that begins or ends a connection
-	__u32 l4;  // offset
+	__u32 l3, l4; // offsets
 	__u32 size; // from the IP header to the payload
 	__be32 flow_info;
+	__be16 from_port; // of VXLAN
 };
 
 // read takes a packet apart. It returns 0 for what is not to be touched: neither
@@ -154,6 +155,7 @@ static __always_inline int read(struct __sk_buff *skb, struct key *k, struct hea
 	struct ethhdr *eth = data;
 	if ((void *)(eth + 1) > end)
 		return 0;
+	h->l3 = ETH_HLEN;
 	void *l4;
 	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
 		struct iphdr *ip = (void *)(eth + 1);
@@ -253,13 +255,15 @@ static __always_inline int hop(struct __sk_buff *skb, const struct headers *h, c
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct ethhdr *eth = data;
+	if ((void *)(eth + 1) > end)
+		return 0;
 	if (h->ipv6) {
-		struct ipv6hdr *ip = (void *)(eth + 1);
+		struct ipv6hdr *ip = data + h->l3;
 		if ((void *)(ip + 1) > end)
 			return 0;
 		ip->hop_limit--;
 	} else {
-		struct iphdr *ip = (void *)(eth + 1);
+		struct iphdr *ip = data + h->l3;
 		if ((void *)(ip + 1) > end)
 			return 0;
 		__u32 sum = ip->check + (__u32)bpf_htons(0x0100); // RFC 1141
@@ -284,14 +288,14 @@ static __always_inline int translate(struct __sk_buff *skb, const struct headers
 	if (change < 0)
 		return 0;
 	if (h->ipv6) {
-		err |= bpf_skb_store_bytes(skb, ETH_HLEN + __builtin_offsetof(struct ipv6hdr, saddr), &f->from, 2 * sizeof f->from, 0);
+		err |= bpf_skb_store_bytes(skb, h->l3 + __builtin_offsetof(struct ipv6hdr, saddr), &f->from, 2 * sizeof f->from, 0);
 		// The sum over all of the packet: here no checksum of the header makes
 		// up for its addresses, as the replacement below thinks.
 		bpf_csum_update(skb, change);
 	} else {
-		err |= bpf_l3_csum_replace(skb, ETH_HLEN + __builtin_offsetof(struct iphdr, check), 0, change, 0);
+		err |= bpf_l3_csum_replace(skb, h->l3 + __builtin_offsetof(struct iphdr, check), 0, change, 0);
 		__be32 addresses[2] = {f->from.word[3], f->to.word[3]};
-		err |= bpf_skb_store_bytes(skb, ETH_HLEN + __builtin_offsetof(struct iphdr, saddr), addresses, sizeof addresses, 0);
+		err |= bpf_skb_store_bytes(skb, h->l3 + __builtin_offsetof(struct iphdr, saddr), addresses, sizeof addresses, 0);
 	}
 	err |= bpf_l4_csum_replace(skb, check, 0, change, flags | BPF_F_PSEUDO_HDR);
 	err |= bpf_l4_csum_replace(skb, check, k->from_port, f->from_port, flags | sizeof(__be16));
@@ -365,7 +369,22 @@ static __always_inline int lead(struct __sk_buff *skb, const struct headers *h, 
 	return 1;
 }
 
-// wrap puts VXLAN around a packet and sends it to a node.
+// room makes room for VXLAN around a packet. It fails, with nothing changed, where
+// the kernel does not put a second tunnel around what a task sends by one of its own.
+static __always_inline int room(struct __sk_buff *skb, struct headers *h)
+{
+	const __u32 size = (underlay6 ? sizeof(struct outer6) : sizeof(struct outer4)) - ETH_HLEN;
+	const __u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2_ETH | BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN) |
+			    (underlay6 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV4);
+	h->from_port = bpf_htons(49152 + (bpf_get_hash_recalc(skb) & 0x3fff));
+	if (bpf_skb_adjust_room(skb, size, BPF_ADJ_ROOM_MAC, flags))
+		return 0;
+	h->l3 += size;
+	h->l4 += size;
+	return 1;
+}
+
+// wrap puts VXLAN around a packet, where there is room, and sends it to a node.
 static __always_inline int wrap(struct __sk_buff *skb, const struct headers *h, const struct way *w)
 {
 	struct ethhdr eth, inner;
@@ -375,19 +394,17 @@ static __always_inline int wrap(struct __sk_buff *skb, const struct headers *h, 
 	inner.h_proto = h->ipv6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
 	__builtin_memcpy(inner.h_dest, w->inner_to_mac, ETH_ALEN);
 	__builtin_memcpy(inner.h_source, w->inner_from_mac, ETH_ALEN);
-	const __u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2_ETH | BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN);
 	// Congestion is told through the tunnel (RFC 6040, 4.1, as the kernel does
 	// it: what has met congestion already may meet it again).
 	__u8 ecn = h->tos & 3;
 	if (ecn == 3)
 		ecn = 2;
-	__be16 from_port = bpf_htons(49152 + (bpf_get_hash_recalc(skb) & 0x3fff));
-	__u16 length = skb->len + sizeof(struct udphdr) + 8;
 	if (underlay6) {
+		const __be16 length = bpf_htons(skb->len - __builtin_offsetof(struct outer6, udp));
 		struct outer6 o = {
 			.eth = eth,
-			.ip = {.version = 6, .nexthdr = IPPROTO_UDP, .hop_limit = 64, .payload_len = bpf_htons(length)},
-			.udp = {from_port, bpf_htons(port), bpf_htons(length), 0},
+			.ip = {.version = 6, .nexthdr = IPPROTO_UDP, .hop_limit = 64, .payload_len = length},
+			.udp = {h->from_port, bpf_htons(port), length, 0},
 			.vxlan = {bpf_htonl(1 << 27), bpf_htonl(w->node.number << 8)},
 			.inner = inner,
 		};
@@ -395,13 +412,13 @@ static __always_inline int wrap(struct __sk_buff *skb, const struct headers *h, 
 		const struct address from = own();
 		__builtin_memcpy(&o.ip.saddr, &from, sizeof from);
 		__builtin_memcpy(&o.ip.daddr, &w->node.underlay, sizeof w->node.underlay);
-		if (bpf_skb_adjust_room(skb, sizeof o - ETH_HLEN, BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_ENCAP_L3_IPV6) ||
-		    bpf_skb_store_bytes(skb, 0, &o, sizeof o, BPF_F_INVALIDATE_HASH))
+		if (bpf_skb_store_bytes(skb, 0, &o, sizeof o, BPF_F_INVALIDATE_HASH))
 			return TC_ACT_SHOT;
 	} else {
+		const __be16 length = bpf_htons(skb->len - __builtin_offsetof(struct outer4, udp));
 		struct iphdr ip = {
 			.version = 4, .ihl = 5, .tos = ecn, .ttl = 64, .protocol = IPPROTO_UDP, .id = bpf_get_prandom_u32(),
-			.tot_len = bpf_htons(sizeof ip + length), .saddr = underlay.word[3], .daddr = w->node.underlay.word[3],
+			.tot_len = bpf_htons(skb->len - ETH_HLEN), .saddr = underlay.word[3], .daddr = w->node.underlay.word[3],
 		};
 		__u32 sum = bpf_csum_diff(0, 0, (__be32 *)&ip, sizeof ip, 0);
 		sum = (sum & 0xffff) + (sum >> 16);
@@ -409,12 +426,11 @@ static __always_inline int wrap(struct __sk_buff *skb, const struct headers *h, 
 		struct outer4 o = {
 			.eth = eth,
 			.ip = ip,
-			.udp = {from_port, bpf_htons(port), bpf_htons(length), 0},
+			.udp = {h->from_port, bpf_htons(port), length, 0},
 			.vxlan = {bpf_htonl(1 << 27), bpf_htonl(w->node.number << 8)},
 			.inner = inner,
 		};
-		if (bpf_skb_adjust_room(skb, sizeof o - ETH_HLEN, BPF_ADJ_ROOM_MAC, flags | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4) ||
-		    bpf_skb_store_bytes(skb, 0, &o, sizeof o, BPF_F_INVALIDATE_HASH))
+		if (bpf_skb_store_bytes(skb, 0, &o, sizeof o, BPF_F_INVALIDATE_HASH))
 			return TC_ACT_SHOT;
 	}
 	return bpf_redirect(w->interface, 0);
@@ -441,9 +457,9 @@ int from_task(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC; // the kernel tells the sender
 	if (f->way.node.number && skb->len > 0xffff - sizeof(struct outer6))
 		return TC_ACT_UNSPEC; // lengths have 16 bits
-	if (!hop(skb, &h, f->way.to_mac, f->way.from_mac))
+	if (f->way.node.number && !room(skb, &h))
 		return TC_ACT_UNSPEC;
-	if (f->translated && !translate(skb, &h, &k, f))
+	if (!hop(skb, &h, f->way.to_mac, f->way.from_mac) || (f->translated && !translate(skb, &h, &k, f)))
 		return TC_ACT_SHOT;
 	pass(0);
 	return f->way.node.number ? wrap(skb, &h, &f->way) : bpf_redirect(f->way.interface, 0);
