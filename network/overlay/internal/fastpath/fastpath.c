@@ -53,7 +53,7 @@ struct node {
 struct way {
 	__u64 at;
 	__u32 interface;
-	__u32 mtu; // of the interface that the route names
+	__u32 mtu; // of the interfaces that the routes name
 	__u8 to_mac[6], from_mac[6];
 	// Inside of VXLAN, where the route leads to a link of that kind.
 	__u8 inner_to_mac[6], inner_from_mac[6];
@@ -358,6 +358,9 @@ static __always_inline int lead(struct __sk_buff *skb, const struct headers *h, 
 		const struct address from = own();
 		if (!next(skb, &under, underlay6, &from, &n->underlay, f->interface))
 			return 0;
+		__u32 size = underlay6 ? sizeof(struct outer6) : sizeof(struct outer4);
+		if (w.mtu + size > under.mtu_result + ETH_HLEN)
+			w.mtu = under.mtu_result + ETH_HLEN - size;
 		w.node = *n;
 		w.interface = under.ifindex;
 		__builtin_memcpy(w.inner_to_mac, w.to_mac, ETH_ALEN);

@@ -258,6 +258,30 @@ func port(a netip.AddrPort, more uint16) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr(), a.Port()+more)
 }
 
+// What VXLAN puts around has to fit the underlay too, which is not always as large
+// as it was when the VXLAN link was made.
+func TestProgramsUnderlayMTU(t *testing.T) {
+	for _, underlay := range []string{"IPv4", "IPv6"} {
+		l := newLab(t, underlay == "IPv6")
+		up, err := l.node.links.LinkByIndex(l.uplink)
+		check(t, err)
+		check(t, l.node.links.LinkSetMTU(up, 1400))
+		for _, r := range trips() {
+			if !r.vxlan {
+				continue
+			}
+			for size, want := range map[int]uint32{1400 - l.room: actRedirect, 1401 - l.room: actUnspecified} {
+				l.know(r.sent, r.goes, 0)
+				p := r.packet()
+				p.payload = make([]byte, size-len(packet{Tuple: p.Tuple}.bytes())+14)
+				if action, _, err := r.show(l, p.bytes(), 0); err != nil || action != want {
+					t.Errorf("%s on %s: of a packet of %d bytes the program said %d, %v, want %d", r.name, underlay, size, int32(action), err, int32(want))
+				}
+			}
+		}
+	}
+}
+
 // Checksums near 0, where the sum's two zeros are (RFC 1624), before a packet is
 // translated and after.
 func TestProgramsSum(t *testing.T) {
