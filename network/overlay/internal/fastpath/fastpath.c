@@ -321,11 +321,18 @@ struct outer6 {
 	struct ethhdr inner;
 } __attribute__((packed));
 
+// outer_port spreads flows over the ways of the underlay (RFC 7348, 5).
+static __always_inline __be16 outer_port(struct __sk_buff *skb)
+{
+	return bpf_htons(49152 + (bpf_get_hash_recalc(skb) & 0x3fff));
+}
+
 // next finds where the kernel would send a packet that came in by an interface.
 static __always_inline int next(struct __sk_buff *skb, struct bpf_fib_lookup *p, int ipv6, const struct address *from, const struct address *to, __u32 interface)
 {
 	p->family = ipv6 ? AF_INET6 : AF_INET;
 	p->ifindex = interface;
+	p->tot_len = 1; // any: the answer then has the route's MTU, not its interface's
 	if (ipv6) {
 		__builtin_memcpy(p->ipv6_src, from, sizeof *from);
 		__builtin_memcpy(p->ipv6_dst, to, sizeof *to);
@@ -354,7 +361,7 @@ static __always_inline int lead(struct __sk_buff *skb, const struct headers *h, 
 		struct node *n = bpf_map_lookup_elem(&ends, &e);
 		if (!n)
 			return 0;
-		struct bpf_fib_lookup under = {};
+		struct bpf_fib_lookup under = {.l4_protocol = IPPROTO_UDP, .sport = outer_port(skb), .dport = bpf_htons(port)};
 		const struct address from = own();
 		if (!next(skb, &under, underlay6, &from, &n->underlay, f->interface))
 			return 0;
@@ -379,7 +386,7 @@ static __always_inline int room(struct __sk_buff *skb, struct headers *h)
 	const __u32 size = (underlay6 ? sizeof(struct outer6) : sizeof(struct outer4)) - ETH_HLEN;
 	const __u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2_ETH | BPF_F_ADJ_ROOM_ENCAP_L2(ETH_HLEN) |
 			    (underlay6 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV4);
-	h->from_port = bpf_htons(49152 + (bpf_get_hash_recalc(skb) & 0x3fff));
+	h->from_port = outer_port(skb);
 	if (bpf_skb_adjust_room(skb, size, BPF_ADJ_ROOM_MAC, flags))
 		return 0;
 	h->l3 += size;
