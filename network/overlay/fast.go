@@ -51,8 +51,10 @@ func (d *Driver) FastPathStats() (FastPathStats, error) {
 // openFastPath loads the fast path. Where that fails, packets go as they would
 // without.
 func (d *Driver) openFastPath() error {
-	if d.seal != nil || d.opts.FastPath == FastPathNever {
-		return fastpath.Remove(d.host, d.opts.Bridge.ID) // an earlier driver's
+	// What an earlier driver left knows nothing of what changes from here on, and
+	// may be at interfaces that this one leaves alone.
+	if err := fastpath.Remove(d.host, d.opts.Bridge.ID); err != nil || d.seal != nil || d.opts.FastPath == FastPathNever {
+		return err
 	}
 	o := d.opts.fast
 	o.Name, o.Links, o.Underlay, o.Port, o.Logger = d.opts.Bridge.ID, d.host, d.opts.Underlay, d.opts.Port, d.log
@@ -72,7 +74,6 @@ func (d *Driver) openFastPath() error {
 	if d.fast, err = open(o); err != nil {
 		d.fastErr = err
 		d.log.Warn("packets between nodes go the slow way", "error", err)
-		return fastpath.Remove(d.host, d.opts.Bridge.ID)
 	}
 	return nil
 }
@@ -173,5 +174,11 @@ func (d *Driver) Detach(ctx context.Context, a network.Attachment) error {
 	if d.fast != nil {
 		d.fast.RemovePort(d.PortName(a)) // before its addresses are another's
 	}
-	return d.Driver.Detach(ctx, a)
+	err := d.Driver.Detach(ctx, a)
+	if d.fast != nil {
+		d.mu.Lock()
+		d.fast.RemovePort(d.PortName(a)) // Ensure may have found it meanwhile
+		d.mu.Unlock()
+	}
+	return err
 }

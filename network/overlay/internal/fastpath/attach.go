@@ -51,7 +51,11 @@ func attach(h *netlink.Handle, link int, name string, program *ebpf.Program) err
 		if err != nil {
 			return err
 		}
-		own = len(names) == 0
+		kind, err := kindOf(h, link)
+		if err != nil {
+			return err
+		}
+		own = len(names) == 0 && kind == "clsact"
 		for _, n := range names {
 			own = own || strings.HasPrefix(n, prefix) && strings.HasSuffix(n, ownQdisc)
 		}
@@ -67,6 +71,21 @@ func attach(h *netlink.Handle, link int, name string, program *ebpf.Program) err
 		return fmt.Errorf("filter %s: %w", f.Name, err)
 	}
 	return nil
+}
+
+// kindOf returns the kind of the queueing discipline that holds an interface's
+// filters: an administrator may have one that is for what comes in alone.
+func kindOf(h *netlink.Handle, link int) (string, error) {
+	all, err := h.QdiscList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: link}})
+	if err != nil {
+		return "", fmt.Errorf("list queueing disciplines: %w", err)
+	}
+	for _, q := range all {
+		if q.Attrs().LinkIndex == link && q.Attrs().Parent == netlink.HANDLE_INGRESS {
+			return q.Type(), nil
+		}
+	}
+	return "", nil
 }
 
 // filters returns the names of all filters of an interface that has the queueing
@@ -130,7 +149,7 @@ func Remove(h *netlink.Handle, name string) error {
 	}
 	var errs []error
 	for _, q := range all {
-		if q.Type() != "clsact" {
+		if q.Attrs().Parent != netlink.HANDLE_INGRESS { // clsact has the same
 			continue
 		}
 		if err := detach(h, q.Attrs().LinkIndex, name); err != nil {

@@ -348,11 +348,6 @@ func (p *Path) learn(out key) error {
 	if goes.Src.Addr() != sent.Src.Addr() || !within(port.Whole, goes.Dst.Addr()) || within(port.Own, goes.Dst.Addr()) {
 		return fmt.Errorf("it goes to %v by %v, and not to another node of the network", goes.Dst, goes.Src)
 	}
-	if sent.Protocol == unix.IPPROTO_TCP {
-		if err := p.flows.Loosen(entry, p.established); err != nil {
-			return err
-		}
-	}
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &now); err != nil {
 		return err
@@ -377,6 +372,14 @@ func (p *Path) learn(out key) error {
 	if err != nil {
 		p.forget(out)
 		return fmt.Errorf("write the flow: %w", err)
+	}
+	// From here on connection tracking misses segments, and not before: one that it
+	// sees makes it expect what follows.
+	if sent.Protocol == unix.IPPROTO_TCP {
+		if err := p.flows.Loosen(entry, p.established); err != nil {
+			p.forget(out)
+			return err
+		}
 	}
 	return gone(p.kernel.Sent.Delete(out))
 }
