@@ -73,9 +73,11 @@ func newNode(t testing.TB) *node {
 	})
 	for _, a := range addresses {
 		for _, addr := range []netip.Addr{a.client, a.server, a.virtual} {
-			check(t, links.AddrAdd(lo, &nl.Addr{
-				IPNet: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(addr.BitLen(), addr.BitLen())}, Flags: unix.IFA_F_NODAD,
-			}))
+			whole := &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(addr.BitLen(), addr.BitLen())}
+			check(t, links.AddrAdd(lo, &nl.Addr{IPNet: whole, Flags: unix.IFA_F_NODAD}))
+			if addr.Is6() { // the kernel makes its own some time later
+				check(t, links.RouteAdd(&nl.Route{LinkIndex: lo.Attrs().Index, Dst: whole, Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL}))
+			}
 		}
 		family, offset := byte(unix.NFPROTO_IPV4), uint32(16)
 		if a.server.Is6() {

@@ -87,6 +87,10 @@ func (s *space) up(t testing.TB, name string, addresses ...string) int {
 		check(t, err)
 		addr.Flags = unix.IFA_F_NODAD
 		check(t, s.links.AddrAdd(l, addr))
+		if addr.IP.To4() == nil { // the kernel makes its own some time later
+			whole := &net.IPNet{IP: addr.IP, Mask: net.CIDRMask(128, 128)}
+			check(t, s.links.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: whole, Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL}))
+		}
 	}
 	return l.Attrs().Index
 }
