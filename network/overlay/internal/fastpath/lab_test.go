@@ -112,7 +112,11 @@ func (s *space) route(t testing.TB, link int, to, via string) {
 	t.Helper()
 	dst, err := netlink.ParseIPNet(to)
 	check(t, err)
-	check(t, s.links.RouteAdd(&netlink.Route{LinkIndex: link, Dst: dst, Gw: net.ParseIP(via), Flags: int(netlink.FLAG_ONLINK)}))
+	r := &netlink.Route{LinkIndex: link, Dst: dst}
+	if via != "" {
+		r.Gw, r.Flags = net.ParseIP(via), int(netlink.FLAG_ONLINK)
+	}
+	check(t, s.links.RouteAdd(r))
 }
 
 // The hardware addresses of a lab.
@@ -179,15 +183,21 @@ func newLab(t testing.TB, v6 bool) *lab {
 			t.Error(err)
 		}
 	})
-	check(t, l.p.SetUplink(l.uplink))
-	check(t, l.p.SetEnds(l.vx, labNumber, map[string]netip.Addr{net.HardwareAddr(macFar[:]).String(): l.far}))
-	check(t, l.p.SetPort("task", Port{
+	l.set()
+	return l
+}
+
+// set tells the fast path of what there is.
+func (l *lab) set() {
+	l.Helper()
+	check(l, l.p.SetUplink(l.uplink))
+	check(l, l.p.SetEnds(l.vx, labNumber, map[string]netip.Addr{net.HardwareAddr(macFar[:]).String(): l.far}))
+	check(l, l.p.SetPort("task", Port{
 		Link: l.port, MAC: macTask[:], Bridge: l.bridge, BridgeMAC: macBridge[:],
 		Addresses: []netip.Addr{netip.MustParseAddr("10.1.0.2"), netip.MustParseAddr("fd01::2")},
 		Whole:     []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")},
 		Own:       []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("fd01::/64")},
 	}))
-	return l
 }
 
 func (l *lab) vxlan(s *space, under int, from, to netip.Addr, mac [6]byte) int {
