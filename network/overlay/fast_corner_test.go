@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -185,4 +187,185 @@ func TestFastPathUnderlayShrinks(t *testing.T) {
 	}
 	c.back(size)
 	c.fast(w.hosts[0], w.hosts[1]) // what does fit
+}
+
+// from is talk with a port of one's own choice.
+func (k *task) from(protocol string, port int, to netip.AddrPort) *talk {
+	k.w.Helper()
+	c := &talk{TB: k.w, udp: protocol == "udp"}
+	d := net.Dialer{Timeout: 10 * time.Second, LocalAddr: &net.TCPAddr{Port: port}, Control: func(_, _ string, raw syscall.RawConn) (err error) {
+		errControl := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+		return errors.Join(err, errControl)
+	}}
+	if c.udp {
+		d.LocalAddr = &net.UDPAddr{Port: port}
+	}
+	check(k.w, in(k.ns, func() (err error) {
+		c.Conn, err = d.Dial(protocol, to.String())
+		return err
+	}))
+	k.w.Cleanup(func() { _ = c.Conn.Close() })
+	if !c.udp {
+		_, err := io.WriteString(c, "e")
+		check(k.w, err)
+	}
+	return c
+}
+
+// An endpoint's own address and a virtual one that leads to it are spoken to from
+// one port: for the endpoint the second is from another.
+func TestFastPathOnePortTwice(t *testing.T) {
+	for _, protocol := range []string{"tcp", "udp"} {
+		t.Run(protocol, func(t *testing.T) {
+			w := newFastWorld(t, 2, false, DirectNever, nil)
+			client, server := w.hosts[0].task("client", "front"), w.hosts[1].task("server", "front")
+			server.echo(7)
+			to, virtual := netip.AddrPortFrom(server.addrs[0], 7), netip.MustParseAddrPort("10.72.0.7:70")
+			check(t, w.hosts[0].d.Program(t.Context(), []network.Rule{{Service: "echo", Protocol: network.Protocol(protocol), Address: virtual.Addr(), Port: virtual.Port(), Endpoints: []netip.AddrPort{to}}}))
+			var talks []*talk
+			for _, addr := range []netip.AddrPort{to, virtual} {
+				talks = append(talks, client.from(protocol, 4000, addr))
+			}
+			for range 2 {
+				for _, c := range talks {
+					c.back(1000)
+				}
+				for _, c := range talks {
+					c.fast(w.hosts[0], w.hosts[1])
+				}
+			}
+		})
+	}
+}
+
+// A connection that one end has closed goes on the other way, and ends.
+func TestFastPathHalfClosed(t *testing.T) {
+	w := newFastWorld(t, 2, false, DirectNever, nil)
+	client, server := w.hosts[0].task("client", "front"), w.hosts[1].task("server", "front")
+	server.echo(7)
+	c := client.talk("tcp", netip.AddrPortFrom(server.addrs[0], 7))
+	c.fast(w.hosts[0], w.hosts[1])
+	check(t, c.SetDeadline(time.Now().Add(20*time.Second)))
+	const size = 4 << 20
+	written := make(chan error, 1)
+	go func() {
+		_, err := c.Write(make([]byte, size))
+		written <- errors.Join(err, c.Conn.(*net.TCPConn).CloseWrite())
+	}()
+	n, err := io.Copy(io.Discard, c)
+	if err := errors.Join(err, <-written); err != nil || n != size {
+		t.Errorf("%d bytes came back, %v; want %d", n, err, size)
+	}
+	for _, h := range w.hosts {
+		h.until("the connection is over", func(conn *conntrack.Conn) bool {
+			f, err := conn.Get(c.tuple())
+			return errors.Is(err, unix.ENOENT) || err == nil && !f.Established
+		})
+	}
+}
+
+// A task that sends in another's name gets nothing onto the fast path.
+func TestFastPathForgedSource(t *testing.T) {
+	w := newFastWorld(t, 2, false, DirectAuto, nil)
+	client, liar, server := w.hosts[0].task("client", "front"), w.hosts[0].task("liar", "front"), w.hosts[1].task("server", "front")
+	server.echo(7)
+	to := netip.AddrPortFrom(server.addrs[0], 7)
+	c := client.talk("udp", to)
+	c.fast(w.hosts[0], w.hosts[1])
+	check(t, in(liar.ns, func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		return netlink.AddrAdd(lo, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(client.addrs[0], 32))})
+	}))
+	var forged net.Conn
+	check(t, in(liar.ns, func() (err error) {
+		forged, err = net.DialUDP("udp", c.LocalAddr().(*net.UDPAddr), net.UDPAddrFromAddrPort(to))
+		return err
+	}))
+	defer forged.Close()
+	before := w.hosts[0].passed()
+	for range 100 {
+		_, err := forged.Write([]byte("x"))
+		check(t, err)
+	}
+	other := client.talk("udp", to) // learnt after what the liar sent has been read
+	other.fast(w.hosts[0], w.hosts[1])
+	if s := w.hosts[0].passed(); s.Flows != before.Flows+1 {
+		t.Errorf("%d flows are known, want %d: the liar's are none of its own", s.Flows, before.Flows+1)
+	}
+	c.fast(w.hosts[0], w.hosts[1])
+}
+
+// A task that gets the address of one that is gone hears what the other end still
+// sends to it.
+func TestFastPathAddressAgain(t *testing.T) {
+	w := newFastWorld(t, 2, false, DirectAuto, nil)
+	client, server := w.hosts[0].task("client", "front"), w.hosts[1].task("server", "front")
+	server.echo(7)
+	c := client.from("udp", 4000, netip.AddrPortFrom(server.addrs[0], 7))
+	c.fast(w.hosts[0], w.hosts[1])
+	h := w.hosts[1]
+	check(t, h.d.Detach(t.Context(), network.Attachment{Network: "front", Task: "server", Namespace: server.ns.Name(), Interface: "eth0"}))
+	path, err := h.d.Create(t.Context(), "next", nil)
+	check(t, err)
+	_, err = h.d.Attach(t.Context(), network.Attachment{Network: "front", Task: "next", Namespace: path, Interface: "eth0", Default: true, Addresses: server.addrs})
+	check(t, err)
+	next := &task{host: h, id: "next", addrs: server.addrs}
+	next.ns, err = os.Open(path)
+	check(t, err)
+	defer next.ns.Close()
+	next.echo(7)
+	if who := string(c.answer([]byte("w"), 100)); who != "next" {
+		t.Errorf("%s answers, want next", who)
+	}
+	c.fast(w.hosts[0], w.hosts[1])
+}
+
+// A task of two networks talks on both.
+func TestFastPathOfTwoNetworks(t *testing.T) {
+	w := newFastWorld(t, 2, false, DirectAuto, nil)
+	w.ensure(back)
+	client, server := w.hosts[0].task("client", "front", "back"), w.hosts[1].task("server", "front", "back")
+	server.echo(7)
+	var talks []*talk
+	for _, addr := range server.addrs {
+		c := client.talk("tcp", netip.AddrPortFrom(addr, 7))
+		c.fast(w.hosts[0], w.hosts[1])
+		c.back(1 << 20)
+		talks = append(talks, c)
+	}
+	check(t, w.hosts[0].d.Detach(t.Context(), network.Attachment{Network: "back", Task: "client", Namespace: client.ns.Name(), Interface: "eth1"}))
+	if s := w.hosts[0].passed(); s.Flows != 2 {
+		t.Errorf("%d flows are known, want the 2 of the network that is left", s.Flows)
+	}
+	talks[0].fast(w.hosts[0], w.hosts[1])
+}
+
+// A peer that moves in the middle of fast flows is reached by VXLAN, and directly
+// when it is back. Segments that do not fit VXLAN are told to the task.
+func TestFastPathPeerMoves(t *testing.T) {
+	w := newFastWorld(t, 2, false, DirectAuto, nil)
+	client, server := w.hosts[0].task("client", "front"), w.hosts[1].task("server", "front")
+	server.echo(7)
+	var talks []*talk
+	for _, addr := range server.addrs {
+		talks = append(talks, client.talk("tcp", netip.AddrPortFrom(addr, 7)))
+	}
+	h := w.hosts[1]
+	for _, step := range []struct {
+		direct Direct
+		want   string
+	}{{DirectAuto, "eth0"}, {DirectNever, w.hosts[0].d.LinkName("front")}, {DirectAuto, "eth0"}} {
+		h.reopen(func(o *Options) { o.Direct = step.direct })
+		w.await(w.hosts[0], fmt.Sprintf("routes by %s", step.want), func() bool {
+			return slices.Equal(w.hosts[0].ways("front"), []string{step.want, step.want})
+		})
+		for _, c := range talks {
+			c.back(1 << 20)
+			c.fast(w.hosts[0], w.hosts[1])
+			c.back(1 << 20)
+		}
+	}
 }
