@@ -369,3 +369,21 @@ func TestFastPathPeerMoves(t *testing.T) {
 		}
 	}
 }
+
+// A network of IPv4 alone has nothing forwarded by IPv6. The underlay can be of
+// IPv6 all the same.
+func TestFastPathOfIPv4OnIPv6(t *testing.T) {
+	w := newWorld(t, 2, true, DirectNever)
+	w.ensure(network.Network{Name: "four", Subnets: []netip.Prefix{netip.MustParsePrefix("10.75.0.0/16")}})
+	client, server := w.hosts[0].task("client", "four"), w.hosts[1].task("server", "four")
+	server.echo(7)
+	c := client.talk("udp", netip.AddrPortFrom(server.addrs[0], 7))
+	c.fast(w.hosts[0], w.hosts[1])
+	check(t, in(w.hosts[0].ns, func() error {
+		on, err := os.ReadFile("/proc/sys/net/ipv6/conf/all/forwarding")
+		if err == nil && on[0] != '0' {
+			err = fmt.Errorf("the node forwards IPv6: %s", on)
+		}
+		return err
+	}))
+}

@@ -49,7 +49,9 @@ type Path struct {
 	log    *slog.Logger
 	kernel *objects
 	flows  *conntrack.Conn
-	busy   *ringbuf.Reader
+	// namespace is that of Options, which are free to close it; nil is the program's.
+	namespace *os.File
+	busy      *ringbuf.Reader
 	// established is for how long connection tracking keeps a connection.
 	established time.Duration
 
@@ -99,6 +101,13 @@ func Open(o Options) (*Path, error) {
 	if p.kernel, err = load(o); err != nil {
 		return nil, fmt.Errorf("load the fast path: %w", err)
 	}
+	if o.Namespace != 0 {
+		fd, err := unix.FcntlInt(uintptr(o.Namespace), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("open the fast path: namespace: %w", err), p.Close())
+		}
+		p.namespace = os.NewFile(uintptr(fd), "namespace")
+	}
 	if p.busy, err = ringbuf.NewReader(p.kernel.Busy); err == nil {
 		p.flows, err = conntrack.Dial(o.Namespace)
 	}
@@ -121,6 +130,9 @@ func (p *Path) Close() error {
 		}
 		if p.flows != nil {
 			p.closeErr = errors.Join(p.closeErr, p.flows.Close())
+		}
+		if p.namespace != nil {
+			p.closeErr = errors.Join(p.closeErr, p.namespace.Close())
 		}
 		p.kernel.close()
 	})
@@ -154,6 +166,9 @@ func (p *Path) SetPort(name string, port Port) error {
 		return err
 	}
 	p.ports[name] = port
+	if p.opts.Underlay.Is6() {
+		return p.forward(port.Bridge)
+	}
 	return nil
 }
 
