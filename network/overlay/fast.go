@@ -26,7 +26,8 @@ type FastPath string
 // The choices.
 const (
 	// FastPathAuto, also when empty, has a fast path where the kernel can (Linux
-	// 5.13 with BPF) and nothing is encrypted.
+	// 5.13 with BPF) and nothing is encrypted. It is not used while the node has
+	// policies of IPsec, which apply to the kernel's own way alone.
 	FastPathAuto FastPath = "auto"
 	// FastPathNever leaves all to the kernel's own way.
 	FastPathNever FastPath = "never"

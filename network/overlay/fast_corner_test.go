@@ -3,6 +3,7 @@
 package overlay
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -386,4 +387,43 @@ func TestFastPathOfIPv4OnIPv6(t *testing.T) {
 		}
 		return err
 	}))
+}
+
+// What an administrator has encrypted by IPsec does not pass it by.
+func TestFastPathIPsec(t *testing.T) {
+	w := newFastWorld(t, 2, false, DirectNever, nil)
+	client, server := w.hosts[0].task("client", "front"), w.hosts[1].task("server", "front")
+	server.echo(7)
+	c := client.talk("tcp", netip.AddrPortFrom(server.addrs[0], 7))
+	c.fast(w.hosts[0], w.hosts[1])
+	h := w.hosts[0]
+	policy := func(do func(*netlink.XfrmPolicy) error) {
+		check(t, in(h.ns, func() error {
+			return do(&netlink.XfrmPolicy{
+				Src: ipNet(netip.PrefixFrom(h.addr, 32)), Dst: ipNet(netip.PrefixFrom(w.hosts[1].addr, 32)), Dir: netlink.XFRM_DIR_OUT,
+				Tmpls: []netlink.XfrmPolicyTmpl{{Proto: netlink.XFRM_PROTO_ESP, Mode: netlink.XFRM_MODE_TRANSPORT}},
+			})
+		}))
+		h.d.fast.Verify(0) // as Run does now and then
+	}
+	left := w.capture()
+	policy(netlink.XfrmPolicyAdd)
+	if s := h.passed(); s.Flows != 0 {
+		t.Errorf("%d flows go by the fast path with IPsec", s.Flows)
+	}
+	_, err := c.Write([]byte("this is not to be read by others"))
+	check(t, err)
+	again := client.from("udp", 4000, c.tuple().Dst)
+	for range 100 {
+		_, err := again.Write([]byte("this is not to be read by others"))
+		check(t, err)
+	}
+	packets := left()
+	policy(netlink.XfrmPolicyDel)
+	for _, packet := range packets {
+		if bytes.Contains(packet, []byte("not to be read")) {
+			t.Fatal("a packet left as plain text that IPsec was to encrypt")
+		}
+	}
+	client.talk("tcp", c.tuple().Dst).fast(w.hosts[0], w.hosts[1])
 }

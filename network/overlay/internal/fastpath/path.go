@@ -63,6 +63,7 @@ type Path struct {
 	links  map[int]map[end]node // what answers on each
 	uplink int
 	known  map[key]pair // by the key of what a task sends
+	ipsec  ipsec
 }
 
 // Port is where a task is plugged in.
@@ -112,6 +113,9 @@ func Open(o Options) (*Path, error) {
 		p.flows, err = conntrack.Dial(o.Namespace)
 	}
 	if err == nil {
+		p.ipsec, err = openIPsec(o.Namespace)
+	}
+	if err == nil {
 		p.established, err = conntrack.EstablishedTimeout(o.Namespace)
 	}
 	if err != nil {
@@ -134,6 +138,7 @@ func (p *Path) Close() error {
 		if p.namespace != nil {
 			p.closeErr = errors.Join(p.closeErr, p.namespace.Close())
 		}
+		p.ipsec.close()
 		p.kernel.close()
 	})
 	return p.closeErr
@@ -350,6 +355,9 @@ func (p *Path) learn(out key) error {
 	if err != nil {
 		return err
 	}
+	if used, err := p.ipsec.inUse(time.Now(), time.Second); err != nil || used {
+		return cmp.Or(err, errors.New("an administrator has IPsec"))
+	}
 	sent := out.tuple()
 	entry, err := p.flows.Get(sent)
 	if err != nil {
@@ -452,9 +460,21 @@ func (p *Path) forget(out key) {
 
 // Verify forgets flows that connection tracking no longer knows, or knows
 // otherwise, and those that are no longer known in both directions; of one
-// protocol, or of both when 0.
+// protocol, or of both when 0. Where IPsec has come up it forgets all.
 func (p *Path) Verify(protocol uint8) {
 	p.mu.Lock()
+	before := p.ipsec.used
+	used, err := p.ipsec.inUse(time.Now(), 0)
+	if err != nil {
+		p.log.Error("packets between nodes go the slow way", "error", err)
+	} else if used && !before {
+		p.log.Warn("packets between nodes go the slow way: the node has IPsec")
+	}
+	if used {
+		for k := range p.known {
+			p.forget(k)
+		}
+	}
 	keys := make([]key, 0, len(p.known))
 	for k := range p.known {
 		if protocol == 0 || k.Protocol == protocol {
