@@ -279,8 +279,16 @@ func (p *Path) setEnds(link int, want map[end]node) error {
 		}
 	}
 	for e, n := range want {
-		if old, ok := have[e]; !ok || old != n {
-			errs = append(errs, p.kernel.Ends.Put(e, n))
+		old, ok := have[e]
+		if ok && old == n {
+			continue
+		}
+		if err := p.kernel.Ends.Put(e, n); err != nil {
+			errs = append(errs, err)
+			delete(want, e) // so it is tried again
+			if ok {
+				want[e] = old
+			}
 		}
 	}
 	p.links[link] = want
@@ -387,6 +395,9 @@ func (p *Path) learn(out key) error {
 		ToMAC: [6]byte(port.MAC), FromMAC: [6]byte(port.BridgeMAC),
 	}
 	flowIn.set(sent.Back())
+	if old, ok := p.known[out]; ok && old.in != in {
+		p.forget(out) // the ports were used for a flow that is translated otherwise
+	}
 	p.known[out] = pair{name, sent, far, in}
 	err = p.kernel.Flows.Put(in, flowIn)
 	if err == nil {

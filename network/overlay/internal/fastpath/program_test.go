@@ -101,7 +101,7 @@ func (r trip) show(l *lab, frame []byte, gso uint32) (uint32, []byte, error) {
 
 func TestPrograms(t *testing.T) {
 	const (
-		passes  = "passes"
+		fast    = "passes"
 		slow    = "goes the slow way"
 		renewed = "goes the slow way, and the next passes"
 		ends    = "goes the slow way, and the flow is forgotten"
@@ -110,8 +110,6 @@ func TestPrograms(t *testing.T) {
 	udp := func(r trip) bool { return r.sent.Protocol == unix.IPPROTO_UDP }
 	v4 := func(r trip) bool { return r.sent.Src.Addr().Is4() }
 	v6 := func(r trip) bool { return r.sent.Src.Addr().Is6() }
-	vxlan := func(r trip) bool { return r.vxlan }
-	direct := func(r trip) bool { return !r.vxlan && !r.in }
 	in := func(r trip) bool { return r.in }
 	at := func(offset int, value byte) func([]byte) []byte {
 		return func(b []byte) []byte { b[offset] = value; return b }
@@ -126,32 +124,32 @@ func TestPrograms(t *testing.T) {
 		gso   uint32
 		want  string
 	}{
-		{name: "a packet of a flow that is known", want: passes},
-		{name: "an empty one", p: func(p *packet) { p.payload = nil }, want: passes},
-		{name: "of even length", p: func(p *packet) { p.payload = []byte("even") }, want: passes},
-		{name: "with no checksum", of: udp, p: func(p *packet) { p.noSum = true }, want: passes},
-		{name: "with all other flags of TCP", of: tcp, p: func(p *packet) { p.flags = 0xff &^ (fin | syn | rst) }, want: passes},
-		{name: "that may be fragmented", of: v4, p: func(p *packet) { p.fragment = 0 }, want: passes},
-		{name: "that Ethernet has padded", p: func(p *packet) { p.payload, p.tail = nil, make([]byte, 6) }, want: passes},
-		{name: "with two hops left", p: func(p *packet) { p.ttl = 2 }, want: passes},
-		{name: "with no congestion control", p: func(p *packet) { p.tos = 0 }, want: passes},
-		{name: "with congestion control, 1", p: func(p *packet) { p.tos = 0xfd }, want: passes},
-		{name: "with congestion control, 0", p: func(p *packet) { p.tos = 0x02 }, want: passes},
-		{name: "that has met congestion", p: func(p *packet) { p.tos = 0x07 }, want: passes},
-		{name: "as large as the link takes", of: direct, size: func(*lab) int { return 1500 }, want: passes},
+		{name: "a packet of a flow that is known", want: fast},
+		{name: "an empty one", p: func(p *packet) { p.payload = nil }, want: fast},
+		{name: "of even length", p: func(p *packet) { p.payload = []byte("even") }, want: fast},
+		{name: "with no checksum", of: udp, p: func(p *packet) { p.noSum = true }, want: fast},
+		{name: "with all other flags of TCP", of: tcp, p: func(p *packet) { p.flags = 0xff &^ (fin | syn | rst) }, want: fast},
+		{name: "that may be fragmented", of: v4, p: func(p *packet) { p.fragment = 0 }, want: fast},
+		{name: "that Ethernet has padded", p: func(p *packet) { p.payload, p.tail = nil, make([]byte, 6) }, want: fast},
+		{name: "with two hops left", p: func(p *packet) { p.ttl = 2 }, want: fast},
+		{name: "with no congestion control", p: func(p *packet) { p.tos = 0 }, want: fast},
+		{name: "with congestion control, 1", p: func(p *packet) { p.tos = 0xfd }, want: fast},
+		{name: "with congestion control, 0", p: func(p *packet) { p.tos = 0x02 }, want: fast},
+		{name: "that has met congestion", p: func(p *packet) { p.tos = 0x07 }, want: fast},
+		{name: "as large as the link takes", of: direct, size: func(*lab) int { return 1500 }, want: fast},
 		{name: "larger than the link takes", of: direct, size: func(*lab) int { return 1501 }, want: slow},
-		{name: "as large as the VXLAN link takes", of: vxlan, size: func(l *lab) int { return 1500 - l.room }, want: passes},
+		{name: "as large as the VXLAN link takes", of: vxlan, size: func(l *lab) int { return 1500 - l.room }, want: fast},
 		{name: "larger than the VXLAN link takes", of: vxlan, size: func(l *lab) int { return 1501 - l.room }, want: slow},
-		{name: "of segments as large as the link takes", of: and(direct, tcp, v4), size: func(*lab) int { return 3000 }, gso: 1460, want: passes},
+		{name: "of segments as large as the link takes", of: and(direct, tcp, v4), size: func(*lab) int { return 3000 }, gso: 1460, want: fast},
 		{name: "of segments larger than the link takes", of: and(direct, tcp, v4), size: func(*lab) int { return 3000 }, gso: 1461, want: slow},
-		{name: "of segments as large as the link takes", of: and(direct, udp, v6), size: func(*lab) int { return 3000 }, gso: 1452, want: passes},
+		{name: "of segments as large as the link takes", of: and(direct, udp, v6), size: func(*lab) int { return 3000 }, gso: 1452, want: fast},
 		{name: "of segments larger than the link takes", of: and(direct, udp, v6), size: func(*lab) int { return 3000 }, gso: 1453, want: slow},
 
 		{name: "a packet after some seconds", age: time.Hour + time.Minute, want: renewed},
-		{name: "a packet just before that", age: time.Hour - time.Minute, want: passes},
+		{name: "a packet just before that", age: time.Hour - time.Minute, want: fast},
 		{name: "a packet after a long while", age: 2*time.Hour + time.Minute, want: ends},
 		{name: "a packet just before that", age: 2*time.Hour - time.Minute, want: renewed},
-		{name: "one that another processor has seen before", age: -time.Minute, want: passes},
+		{name: "one that another processor has seen before", age: -time.Minute, want: fast},
 		{name: "the first of a connection", of: tcp, p: func(p *packet) { p.flags = syn }, want: ends},
 		{name: "the second of a connection", of: tcp, p: func(p *packet) { p.flags = syn | ack }, want: ends},
 		{name: "the last of a connection", of: tcp, p: func(p *packet) { p.flags = fin | ack }, want: ends},
@@ -211,7 +209,7 @@ func TestPrograms(t *testing.T) {
 					before, _ := l.known(k)
 					action, got, err := r.show(l, frame, c.gso)
 					check(t, err)
-					if c.want == passes {
+					if c.want == fast {
 						want, err := r.passed(l, p, got)
 						check(t, err)
 						if action != actRedirect || !bytes.Equal(got, want) {
