@@ -352,7 +352,7 @@ static __always_inline int lead(struct __sk_buff *skb, const struct headers *h, 
 		p.flowinfo = h->flow_info;
 	if (!next(skb, &p, h->ipv6, &f->from, &f->to, f->interface))
 		return 0;
-	struct way w = {.at = now, .interface = p.ifindex, .mtu = p.mtu_result};
+	struct way w = {.interface = p.ifindex, .mtu = p.mtu_result};
 	__builtin_memcpy(w.to_mac, p.dmac, ETH_ALEN);
 	__builtin_memcpy(w.from_mac, p.smac, ETH_ALEN);
 	if (p.ifindex != uplink) {
@@ -375,7 +375,10 @@ static __always_inline int lead(struct __sk_buff *skb, const struct headers *h, 
 		__builtin_memcpy(w.to_mac, under.dmac, ETH_ALEN);
 		__builtin_memcpy(w.from_mac, under.smac, ETH_ALEN);
 	}
-	f->way = w;
+	// Last the tick: who reads it on another processor finds the rest of it.
+	__builtin_memcpy((char *)&f->way + sizeof w.at, (char *)&w + sizeof w.at, sizeof w - sizeof w.at);
+	barrier();
+	*(volatile __u64 *)&f->way.at = now;
 	return 1;
 }
 
@@ -462,17 +465,19 @@ int from_task(struct __sk_buff *skb)
 	}
 	if (f->way.at != now && !lead(skb, &h, f, now))
 		return TC_ACT_UNSPEC;
+	// Once: another processor may be at it, and there is room or there is none.
+	const __u32 vxlan = *(volatile __u32 *)&f->way.node.number;
 	__u32 size = skb->gso_size ? skb->gso_size + h.size : skb->len - ETH_HLEN;
 	if (size > f->way.mtu)
 		return TC_ACT_UNSPEC; // the kernel tells the sender
-	if (f->way.node.number && skb->len > 0xffff - sizeof(struct outer6))
+	if (vxlan && skb->len > 0xffff - sizeof(struct outer6))
 		return TC_ACT_UNSPEC; // lengths have 16 bits
-	if (f->way.node.number && !room(skb, &h))
+	if (vxlan && !room(skb, &h))
 		return TC_ACT_UNSPEC;
 	if (!hop(skb, &h, f->way.to_mac, f->way.from_mac) || (f->translated && !translate(skb, &h, &k, f)))
 		return TC_ACT_SHOT;
 	pass(0);
-	return f->way.node.number ? wrap(skb, &h, &f->way) : bpf_redirect(f->way.interface, 0);
+	return vxlan ? wrap(skb, &h, &f->way) : bpf_redirect(f->way.interface, 0);
 }
 
 SEC("tc")
