@@ -427,3 +427,37 @@ func TestFastPathIPsec(t *testing.T) {
 	}
 	client.talk("tcp", c.tuple().Dst).fast(w.hosts[0], w.hosts[1])
 }
+
+// A task with many flows leaves room for those of others, and for its own others
+// when some end.
+func TestFastPathRoomForOthers(t *testing.T) {
+	w := newFastWorld(t, 2, false, DirectAuto, func(o *Options) { o.fast.Most = 3 })
+	greedy, modest := w.hosts[0].task("greedy", "front"), w.hosts[0].task("modest", "front")
+	var servers []*task
+	for i := range 3 { // which have their own share each
+		server := w.hosts[1].task(fmt.Sprint("server", i), "front")
+		server.echo(7)
+		servers = append(servers, server)
+	}
+	to := func(i int) netip.AddrPort { return netip.AddrPortFrom(servers[i].addrs[0], 7) }
+	var talks []*talk
+	for range 3 {
+		c := greedy.talk("tcp", to(0))
+		c.fast(w.hosts[0], w.hosts[1])
+		talks = append(talks, c)
+	}
+	more := greedy.talk("tcp", to(1))
+	for range 100 {
+		more.back(1)
+	}
+	modest.talk("tcp", to(2)).fast(w.hosts[0], w.hosts[1])
+	if s := w.hosts[0].passed(); s.Flows != 4 {
+		t.Errorf("%d flows are known, want 3 of the one task and 1 of the other", s.Flows)
+	}
+	check(t, talks[0].Close())
+	w.hosts[0].until("a connection is forgotten", func(*conntrack.Conn) bool {
+		w.hosts[0].d.fast.Verify(0)
+		return w.hosts[0].passed().Flows == 3
+	})
+	more.fast(w.hosts[0], w.hosts[1])
+}

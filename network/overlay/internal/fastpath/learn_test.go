@@ -55,15 +55,18 @@ func TestBudget(t *testing.T) {
 	var b budget
 	now := time.Unix(100, 0)
 	for _, at := range []time.Duration{0, time.Second, 5 * time.Second} {
-		for range mostAsked {
-			if !b.spend(now.Add(at)) {
-				t.Fatalf("less than what may be asked is refused after %v", at)
+		for task := range uint32(mostAsked / mostAskedEach) {
+			for range mostAskedEach {
+				if !b.spend(now.Add(at), task) {
+					t.Fatalf("less than what may be asked is refused after %v", at)
+				}
+			}
+			if b.spend(now.Add(at+999*time.Millisecond), task) {
+				t.Fatalf("a task's share has no end after %v", at)
 			}
 		}
-		for range 2 {
-			if b.spend(now.Add(at + 999*time.Millisecond)) {
-				t.Fatalf("more than what may be asked is not refused after %v", at)
-			}
+		if b.spend(now.Add(at+999*time.Millisecond), mostAsked) {
+			t.Fatalf("more than what may be asked is not refused after %v", at)
 		}
 	}
 }

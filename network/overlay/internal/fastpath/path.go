@@ -41,6 +41,9 @@ type Options struct {
 	// Worth is how many packets a task sends by a flow until it is learnt, a
 	// power of two; 16 when 0.
 	Worth int
+	// Most is how many flows of one task are known at a time, so that others find
+	// room; 8192 when 0. There is room for four times as many.
+	Most int
 }
 
 // Path is a node's fast path. Its methods are safe for concurrent use.
@@ -62,7 +65,8 @@ type Path struct {
 	ports  map[string]Port
 	links  map[int]map[end]node // what answers on each
 	uplink int
-	known  map[key]pair // by the key of what a task sends
+	known  map[key]pair   // by the key of what a task sends
+	held   map[string]int // how many of them are of each port
 	ipsec  ipsec
 }
 
@@ -91,9 +95,10 @@ func Open(o Options) (*Path, error) {
 	o.Refresh = cmp.Or(o.Refresh, 5*time.Second)
 	o.Idle = cmp.Or(o.Idle, 20*time.Second)
 	o.Worth = cmp.Or(o.Worth, 16)
+	o.Most = cmp.Or(o.Most, 8192)
 	p := &Path{
 		opts: o, log: o.Logger,
-		ports: map[string]Port{}, links: map[int]map[end]node{}, known: map[key]pair{},
+		ports: map[string]Port{}, links: map[int]map[end]node{}, known: map[key]pair{}, held: map[string]int{},
 	}
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
@@ -327,7 +332,7 @@ func (p *Path) Run(ctx context.Context) error {
 			return fmt.Errorf("fast path: read what tasks send by: %w", err)
 		}
 		var k key
-		if !k.decode(record.RawSample) || !asked.spend(time.Now()) {
+		if !k.decode(record.RawSample) || !asked.spend(time.Now(), k.Interface) {
 			continue // there is another call when it has sent as much again
 		}
 		if err := p.learn(k); err != nil {
@@ -337,21 +342,26 @@ func (p *Path) Run(ctx context.Context) error {
 	return nil
 }
 
-// budget bounds how many flows a second are asked about: a task can begin as many
-// as it likes.
+// budget bounds how many flows a second are asked about, in all and for each task:
+// one can begin as many as it likes, and is not to use up what is for others.
 type budget struct {
 	second int64
 	spent  int
+	each   map[uint32]int // by interface
 }
 
-const mostAsked = 5000
+const mostAsked, mostAskedEach = 5000, 1000
 
-func (b *budget) spend(now time.Time) bool {
+func (b *budget) spend(now time.Time, of uint32) bool {
 	if s := now.Unix(); s != b.second {
-		b.second, b.spent = s, 0
+		b.second, b.spent, b.each = s, 0, map[uint32]int{}
+	}
+	if b.spent == mostAsked || b.each[of] == mostAskedEach {
+		return false
 	}
 	b.spent++
-	return b.spent <= mostAsked
+	b.each[of]++
+	return true
 }
 
 // learn has the packets of a flow pass, if connection tracking knows it for an
@@ -365,6 +375,9 @@ func (p *Path) learn(out key) error {
 	}
 	if used, err := p.ipsec.inUse(time.Now(), time.Second); err != nil || used {
 		return cmp.Or(err, errors.New("an administrator has IPsec"))
+	}
+	if _, again := p.known[out]; !again && p.held[name] >= p.opts.Most {
+		return fmt.Errorf("its task has %d flows that are known", p.held[name])
 	}
 	sent := out.tuple()
 	entry, err := p.flows.Get(sent)
@@ -397,6 +410,9 @@ func (p *Path) learn(out key) error {
 	flowIn.set(sent.Back())
 	if old, ok := p.known[out]; ok && old.in != in {
 		p.forget(out) // the ports were used for a flow that is translated otherwise
+	}
+	if _, again := p.known[out]; !again {
+		p.held[name]++
 	}
 	p.known[out] = pair{name, sent, far, in}
 	err = p.kernel.Flows.Put(in, flowIn)
@@ -466,7 +482,12 @@ func (p *Path) forget(out key) {
 			p.log.Error("cannot take a flow from the fast path", "flow", k.tuple(), "error", err)
 		}
 	}
-	delete(p.known, out)
+	if f, known := p.known[out]; known {
+		delete(p.known, out)
+		if p.held[f.port]--; p.held[f.port] == 0 {
+			delete(p.held, f.port)
+		}
+	}
 }
 
 // Verify forgets flows that connection tracking no longer knows, or knows
