@@ -316,6 +316,34 @@ func TestProgramsSum(t *testing.T) {
 	}
 }
 
+// The same for the header's checksum of IPv4, which each hop changes.
+func TestProgramsHeaderSum(t *testing.T) {
+	l := newLab(t, false)
+	for _, r := range trips() {
+		if r.sent.Src.Addr().Is6() {
+			continue
+		}
+		l.know(r.sent, r.goes, 0)
+		for _, sum := range []uint16{0, 1, 0xff, 0x100, 0xfefe, 0xfeff, 0xff00, 0xfffe} {
+			p := r.packet()
+			p.id = 0
+			have := binary.BigEndian.Uint16(p.bytes()[14+10:])
+			p.id = fold(uint64(have) + uint64(^sum))
+			frame := p.bytes()
+			if got := binary.BigEndian.Uint16(frame[14+10:]); got != sum {
+				t.Fatalf("the header's checksum is %#x, want %#x for a test", got, sum)
+			}
+			action, got, err := r.show(l, frame, 0)
+			check(t, err)
+			want, err := r.passed(l, p, got)
+			check(t, err)
+			if action != actRedirect || !bytes.Equal(got, want) {
+				t.Errorf("%s: with the header's sum %#x the program said %d and made of\n%x\n%x, want %d and\n%x", r.name, sum, int32(action), frame, got, actRedirect, want)
+			}
+		}
+	}
+}
+
 func l4Length(p packet) int {
 	if p.Protocol == unix.IPPROTO_UDP {
 		return 8
