@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -309,6 +310,15 @@ func TestLearn(t *testing.T) {
 				}
 				check(t, d.p.learn(k))
 				d.wantKnown(r, true, "learnt")
+				entry, err := d.p.flows.Get(r.sent)
+				check(t, err)
+				if tcp := r.sent.Protocol == unix.IPPROTO_TCP; entry.Loose != tcp {
+					t.Errorf("connection tracking minds sequence numbers: %v, want %v", !entry.Loose, !tcp)
+				}
+				var n uint32
+				if err := d.p.kernel.Sent.Lookup(k, &n); !errors.Is(err, ebpf.ErrKeyNotExist) {
+					t.Errorf("packets of a flow that is known are counted: %d, %v", n, err)
+				}
 				// What is known is what the program is tested with elsewhere.
 				out, _ := d.known(k)
 				gotIn, _ := d.known(keyOf(0, r.goes.Back()))
@@ -325,8 +335,6 @@ func TestLearn(t *testing.T) {
 					d.p.Verify(protocol)
 					d.wantKnown(r, true, "verified")
 				}
-				entry, err := d.p.flows.Get(r.sent)
-				check(t, err)
 				check(t, d.p.flows.Delete(entry))
 				d.p.Verify(unix.IPPROTO_TCP + unix.IPPROTO_UDP - r.sent.Protocol)
 				d.wantKnown(r, true, "with the other protocol verified")

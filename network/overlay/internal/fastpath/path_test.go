@@ -66,6 +66,9 @@ func TestPathInterfaces(t *testing.T) {
 		if got := at(t, l.node, l.uplink); got != step.uplink {
 			t.Errorf("%s: at the uplink is %q, want %q", step.name, got, step.uplink)
 		}
+		if got := at(t, l.node, 1); got != "" {
+			t.Errorf("%s: at the loopback is %q, want nothing", step.name, got)
+		}
 	}
 	if err := l.p.SetEnds(l.vx, labNumber, map[string]netip.Addr{"no address": l.far}); err == nil {
 		t.Error("what is no hardware address is none for the fast path either, want an error")
