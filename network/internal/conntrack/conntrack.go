@@ -209,23 +209,47 @@ func (c *Conn) Delete(f Flow) error {
 // Loosen prepares a TCP connection for that some of its segments pass elsewhere:
 // those that are seen are taken for its own whatever their sequence numbers; so
 // are resets; and that data was not seen to arrive does not shorten its time. If
-// timeout is not 0 it is kept for so long. One that is gone is unix.ENOENT.
+// timeout is not 0 it is kept for so long. One that is gone, or has ended since it
+// was asked about, is unix.ENOENT.
 func (c *Conn) Loosen(f Flow, timeout time.Duration) error {
+	err := c.change(f, timeout, func(ae *netlink.AttributeEncoder) error {
+		flags := []byte{tcpBeLiberal, tcpLoose} // which, and under which mask
+		ae.Bytes(ctaTCPFlagsOriginal, flags)
+		ae.Bytes(ctaTCPFlagsReply, flags)
+		return nil
+	})
+	var now Flow
+	if err == nil {
+		now, err = c.Get(f.Original)
+	}
+	if err == nil && !now.Established {
+		// It is not to be kept as one that is open: nothing more may come by it.
+		err = errors.Join(c.change(f, min(timeout, ended), nil), unix.ENOENT)
+	}
+	if err != nil {
+		return fmt.Errorf("loosen flow %v: %w", f.Original, err)
+	}
+	return nil
+}
+
+// ended is the longest for which the kernel keeps a connection that has ended.
+const ended = 2 * time.Minute
+
+// change sets for how long a TCP connection is kept, unless that is 0, and what it
+// has of the protocol, unless there is nothing that says it.
+func (c *Conn) change(f Flow, timeout time.Duration, tcp func(*netlink.AttributeEncoder) error) error {
 	body, err := f.name()
 	if err != nil {
 		return err
 	}
 	ae := netlink.NewAttributeEncoder()
 	ae.ByteOrder = binary.BigEndian
-	ae.Nested(ctaProtoInfo, func(ae *netlink.AttributeEncoder) error {
-		ae.Nested(ctaProtoInfoTCP, func(ae *netlink.AttributeEncoder) error {
-			flags := []byte{tcpBeLiberal, tcpLoose} // which, and under which mask
-			ae.Bytes(ctaTCPFlagsOriginal, flags)
-			ae.Bytes(ctaTCPFlagsReply, flags)
+	if tcp != nil {
+		ae.Nested(ctaProtoInfo, func(ae *netlink.AttributeEncoder) error {
+			ae.Nested(ctaProtoInfoTCP, tcp)
 			return nil
 		})
-		return nil
-	})
+	}
 	if timeout > 0 {
 		ae.Uint32(ctaTimeout, uint32(min(timeout/time.Second, math.MaxInt32)))
 	}
@@ -233,10 +257,7 @@ func (c *Conn) Loosen(f Flow, timeout time.Duration) error {
 	if err == nil {
 		_, err = c.c.Execute(message(msgNew, netlink.Request|netlink.Acknowledge, family(f.Original), append(body, info...)))
 	}
-	if err != nil {
-		return fmt.Errorf("loosen flow %v: %w", f.Original, err)
-	}
-	return nil
+	return err
 }
 
 func message(kind uint16, flags netlink.HeaderFlags, family uint8, body []byte) netlink.Message {

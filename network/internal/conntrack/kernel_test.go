@@ -282,6 +282,32 @@ func TestKernelNotEstablished(t *testing.T) {
 	}
 }
 
+// What ends between the question and Loosen is not kept as if it were open.
+func TestLoosenWhatHasEnded(t *testing.T) {
+	n := newNode(t)
+	for family, a := range addresses {
+		t.Run(family, func(t *testing.T) {
+			n.TB = t
+			from, to := netip.AddrPortFrom(a.client, 4000), netip.AddrPortFrom(a.server, 8080)
+			client, accepted := n.tcp(from, to, to)
+			sent := Tuple{unix.IPPROTO_TCP, from, to}
+			f, err := n.conn.Get(sent)
+			check(t, err)
+			check(t, client.(*net.TCPConn).SetLinger(0)) // Close resets
+			check(t, client.Close())
+			if _, err := accepted.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+				t.Fatalf("the other end has %v, want %v", err, unix.ECONNRESET)
+			}
+			if err := n.conn.Loosen(f, time.Hour); !errors.Is(err, unix.ENOENT) {
+				t.Errorf("loosened when it has ended: %v, want %v", err, unix.ENOENT)
+			}
+			if f, err := n.conn.Get(sent); err == nil && f.Timeout > 2*time.Minute {
+				t.Errorf("a connection that has ended is kept for %v, want at most %v", f.Timeout, 2*time.Minute)
+			}
+		})
+	}
+}
+
 func TestEstablishedTimeout(t *testing.T) {
 	n := newNode(t)
 	n.in(func() error {

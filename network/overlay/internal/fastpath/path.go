@@ -554,7 +554,9 @@ func (p *Path) holds(out key, f pair) bool {
 	// says nothing any more that is so: it may be gone.
 	silent := max(checked[0], checked[1])-min(checked[0], checked[1]) > 2*int64(p.opts.Refresh)
 	if out.Protocol == unix.IPPROTO_TCP && !entry.Loose && known && !silent {
-		if err := p.flows.Loosen(entry, p.established); err != nil {
+		if err := p.flows.Loosen(entry, p.established); errors.Is(err, unix.ENOENT) {
+			return false
+		} else if err != nil {
 			p.log.Warn("connection tracking may forget a connection early", "flow", f.sent, "error", err)
 		}
 	}
