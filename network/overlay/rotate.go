@@ -81,24 +81,68 @@ func (f *fleet) read(key string, value []byte, gone bool, now time.Time) error {
 // two keys is new.
 const keepalive = 25 * time.Second
 
+// waiting is what is known of a peer that has not been met with these keys.
+type waiting struct {
+	since time.Time
+	calls int // that this end has made
+}
+
+// Calls of WireGuard that cross can undo each other, and it makes the next ones after
+// five seconds, at both ends at once. So the end whose key is the lower calls, at
+// once and again, and the other only if it has waited for long.
+var callAgain = []time.Duration{250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second}
+
+const patience = 3 * time.Second
+
+// due is how many calls an end should have made that has waited for so long. Later
+// ones are WireGuard's own.
+func due(own, peer Key, waited time.Duration) (calls int) {
+	switch {
+	case slices.Compare(own[:], peer[:]) < 0:
+		calls = 1
+		for _, at := range callAgain {
+			if waited >= at {
+				calls++
+			}
+		}
+	case waited >= patience:
+		calls = 1
+	}
+	return calls
+}
+
 // peersOf returns the peers of a tunnel: every node that has an end of it and a
-// part of a network. A peer that was never met with these keys is called at
-// once, so that a session is there before the tunnel is used; and if it does not
-// know this node's new key yet, it calls itself as soon as it does.
-func peersOf(nodes map[string]ends, allowed map[string][]netip.Prefix, tunnel int, met map[Key]TunnelState) []TunnelPeer {
-	var peers []TunnelPeer
+// part of a network. A peer that was never met with these keys is called, so that a
+// session is there before the tunnel is used; and if it does not know this node's
+// new key yet, it calls itself when it does. Those that are to be called again have
+// to be taken away first.
+func peersOf(nodes map[string]ends, allowed map[string][]netip.Prefix, tunnel int, own Key, met map[Key]TunnelState, before map[Key]waiting, now time.Time) (peers []TunnelPeer, still map[Key]waiting, again map[Key]bool) {
+	still, again = map[Key]waiting{}, map[Key]bool{}
 	for node, e := range nodes {
 		if len(allowed[node]) == 0 {
 			continue
 		}
-		p := TunnelPeer{Public: e.Ends[tunnel].Public, Endpoint: netip.AddrPortFrom(e.Underlay, e.Ends[tunnel].Port), Allowed: allowed[node]}
-		if met[p.Public].Handshake.IsZero() {
-			p.Keepalive = keepalive
+		public := e.Ends[tunnel].Public
+		p := TunnelPeer{Public: public, Endpoint: netip.AddrPortFrom(e.Underlay, e.Ends[tunnel].Port), Allowed: allowed[node]}
+		if met[public].Handshake.IsZero() {
+			w, known := before[public]
+			if !known {
+				w.since = now
+			}
+			calls := due(own, public, now.Sub(w.since))
+			if calls > 0 {
+				p.Keepalive = keepalive
+			}
+			if w.calls > 0 && calls > w.calls {
+				again[public] = true
+			}
+			w.calls = calls
+			still[public] = w
 		}
 		peers = append(peers, p)
 	}
 	slices.SortFunc(peers, func(a, b TunnelPeer) int { return slices.Compare(a.Public[:], b.Public[:]) })
-	return peers
+	return peers, still, again
 }
 
 // choose returns the tunnel by which a node is sent to: the one in use, unless

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 )
@@ -196,5 +197,59 @@ func TestNoKeyChangesUnderTraffic(t *testing.T) {
 	}
 	if renewed < 500 {
 		t.Errorf("%d epochs in 100 runs: keys hardly change", renewed)
+	}
+}
+
+// Of two ends one calls the other at once, whichever that is, and again; the other
+// does when it has waited for long; nobody calls who was met.
+func TestWhoCalls(t *testing.T) {
+	began := time.Now()
+	allowed := map[string][]netip.Prefix{"other": {netip.MustParsePrefix("10.0.1.0/24")}}
+	type callEnd struct {
+		own, other Key
+		waits      map[Key]waiting
+	}
+	look := func(e *callEnd, after time.Duration, met map[Key]TunnelState) (calls, anew bool) {
+		t.Helper()
+		nodes := map[string]ends{"other": {Ends: [2]end{1: {Public: e.other}}}, "without a part": {Ends: [2]end{1: {Public: Key{31: 1}}}}}
+		peers, still, again := peersOf(nodes, allowed, 1, e.own, met, e.waits, began.Add(after))
+		if len(peers) != 1 || peers[0].Public != e.other {
+			t.Fatalf("the peers are %+v, want the other node alone", peers)
+		}
+		e.waits = still
+		return peers[0].Keepalive != 0, again[e.other]
+	}
+	for range 100 {
+		var pair [2]Key
+		for i := range pair {
+			private, err := MakeKey()
+			check(t, err)
+			pair[i] = private.Public()
+		}
+		low, high := &callEnd{own: pair[0], other: pair[1]}, &callEnd{own: pair[1], other: pair[0]}
+		if slices.Compare(low.own[:], high.own[:]) > 0 {
+			low, high = high, low
+		}
+		anewAt := []time.Duration{}
+		for after := time.Duration(0); after <= 2*patience; after += 10 * time.Millisecond {
+			calls, anew := look(low, after, nil)
+			if !calls {
+				t.Fatalf("after %v the end with the lower key does not call", after)
+			}
+			if anew {
+				anewAt = append(anewAt, after)
+			}
+			if calls, anew := look(high, after, nil); calls != (after >= patience) || anew {
+				t.Fatalf("after %v the other end calls: %v, again: %v; want once, after %v", after, calls, anew, patience)
+			}
+		}
+		if !slices.Equal(anewAt, callAgain) {
+			t.Fatalf("the end with the lower key calls again after %v, want %v", anewAt, callAgain)
+		}
+		for _, e := range []*callEnd{low, high} {
+			if calls, anew := look(e, time.Hour, map[Key]TunnelState{e.other: {Handshake: began}}); calls || anew || len(e.waits) > 0 {
+				t.Fatalf("a peer that was met is called: %v, again: %v; waited for: %v", calls, anew, e.waits)
+			}
+		}
 	}
 }

@@ -32,6 +32,7 @@ type seal struct {
 	known bool // fleet has been read
 
 	met      [2]map[Key]TunnelState // as last looked at
+	waiting  [2]map[Key]waiting     // for peers that were not met
 	received [2]uint64
 	heard    [2]time.Time // when received grew last, or since when this runs
 
@@ -165,7 +166,7 @@ func (d *Driver) closeTunnels() error {
 		if t != nil {
 			errs = append(errs, t.Close())
 		}
-		d.seal.tunnels[i], d.seal.links[i], d.seal.met[i], d.seal.received[i] = nil, 0, nil, 0
+		d.seal.tunnels[i], d.seal.links[i], d.seal.met[i], d.seal.received[i], d.seal.waiting[i] = nil, 0, nil, 0, nil
 	}
 	return errors.Join(errs...)
 }
@@ -228,9 +229,9 @@ func (d *Driver) adopt(published []byte) error {
 		t.Config.Private, t.Next = t.Next, Key{}
 		t.Config.Peers = slices.Clone(t.Config.Peers)
 		for j := range t.Config.Peers {
-			t.Config.Peers[j].Keepalive = keepalive
+			t.Config.Peers[j].Keepalive = 0 // reseal decides who calls whom
 		}
-		s.met[i], s.received[i] = nil, 0
+		s.met[i], s.received[i], s.waiting[i] = nil, 0, nil
 		if err := s.save(); err != nil {
 			return err
 		}
@@ -261,16 +262,35 @@ func (d *Driver) reseal() error {
 		}
 	}
 	allowed := allowedOf(shared, func(name string, index int) []netip.Prefix { return d.cut(d.nets[name].whole, index) })
-	changed := [2]bool{}
+	now, changed := time.Now(), [2]bool{}
+	var errs []error
 	for i := range s.tunnels {
-		if peers := peersOf(s.fleet.nodes, allowed, i, s.met[i]); !reflect.DeepEqual(peers, s.kept.Tunnels[i].Config.Peers) {
-			s.kept.Tunnels[i].Config.Peers, changed[i] = peers, true
+		own := s.kept.Tunnels[i].Config.Private.Public()
+		peers, waiting, again := peersOf(s.fleet.nodes, allowed, i, own, s.met[i], s.waiting[i], now)
+		if len(again) > 0 { // who was met since the last look is not to lose that
+			met, err := s.tunnels[i].Peers()
+			if err != nil {
+				return err
+			}
+			s.met[i] = met
+			peers, waiting, again = peersOf(s.fleet.nodes, allowed, i, own, met, s.waiting[i], now)
 		}
+		s.waiting[i] = waiting
+		if len(again) == 0 && reflect.DeepEqual(peers, s.kept.Tunnels[i].Config.Peers) {
+			continue
+		}
+		changed[i] = true
+		c := &s.kept.Tunnels[i].Config
+		if len(again) > 0 {
+			c.Peers = slices.DeleteFunc(slices.Clone(peers), func(p TunnelPeer) bool { return again[p.Public] })
+			errs = append(errs, s.tunnels[i].Configure(*c))
+		}
+		c.Peers = peers
 	}
 	if changed == [2]bool{} {
 		return nil
 	}
-	errs := []error{s.save()}
+	errs = append(errs, s.save())
 	for i, t := range s.tunnels {
 		if changed[i] {
 			errs = append(errs, t.Configure(s.kept.Tunnels[i].Config))
