@@ -52,6 +52,69 @@ func TestFastPathKeepsTheSilent(t *testing.T) {
 	}
 }
 
+// A connection to a node that is gone, with data on its way there, is not kept for
+// days, as the kernel would not do that either; and is again once the node answers,
+// however little is said from then on.
+func TestFastPathPeerDies(t *testing.T) {
+	w := newFastWorld(t, 2, false, DirectAuto, func(o *Options) {
+		o.fast = fastpath.Options{Refresh: 200 * time.Millisecond, Idle: time.Second}
+	})
+	client, server := w.hosts[0].task("client", "front"), w.hosts[1].task("server", "front")
+	server.echo(7)
+	c := client.talk("tcp", netip.AddrPortFrom(server.addrs[0], 7))
+	c.fast(w.hosts[0], w.hosts[1])
+	plug := func(change func(port netlink.Link) error) {
+		check(t, in(w.link, func() error {
+			port, err := netlink.LinkByName("p1")
+			if err != nil {
+				return err
+			}
+			return change(port)
+		}))
+	}
+	plug(netlink.LinkSetNoMaster)
+	_, err := c.Write([]byte("x"))
+	check(t, err)
+	resent := func() (n uint32) {
+		raw, err := c.Conn.(*net.TCPConn).SyscallConn()
+		check(t, err)
+		check(t, raw.Control(func(fd uintptr) {
+			info, errInfo := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+			if err = errInfo; err == nil {
+				n = info.Total_retrans
+			}
+		}))
+		check(t, err)
+		return n
+	}
+	kept := func(conn *conntrack.Conn) time.Duration {
+		f, err := conn.Get(c.tuple())
+		check(t, err)
+		return f.Timeout
+	}
+	first, seen := uint32(0), false
+	w.hosts[0].until("the connection is kept for minutes, and after more is sent too", func(conn *conntrack.Conn) bool {
+		n := resent()
+		short := kept(conn) <= 5*time.Minute
+		if short && !seen {
+			first, seen = n, true
+		}
+		return short && n >= first+2
+	})
+	plug(func(port netlink.Link) error {
+		br, err := netlink.LinkByName("br0")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetMaster(port, br)
+	})
+	check(t, c.SetDeadline(time.Now().Add(time.Minute)))
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		t.Fatalf("when the node is back: %v", err)
+	}
+	w.hosts[0].until("the connection is kept for hours", func(conn *conntrack.Conn) bool { return kept(conn) > time.Hour })
+}
+
 // A reset ends a connection after as much as makes sequence numbers look like
 // earlier ones to connection tracking, which has not seen what was between.
 func TestFastPathResetAfterMuch(t *testing.T) {

@@ -232,6 +232,25 @@ func (c *Conn) Loosen(f Flow, timeout time.Duration) error {
 	return nil
 }
 
+// Doubt takes a TCP connection that was loosened for one whose other end may be gone:
+// from here on, and until it is loosened again, it is kept for as long as one with
+// data that is not acknowledged, five minutes from its last segment where the
+// kernel is not set up otherwise. One that is gone is unix.ENOENT.
+func (c *Conn) Doubt(f Flow) error {
+	err := c.change(f, unacknowledged, func(ae *netlink.AttributeEncoder) error {
+		flags := []byte{tcpUnacknowledged, tcpUnacknowledged}
+		ae.Bytes(ctaTCPFlagsOriginal, flags)
+		ae.Bytes(ctaTCPFlagsReply, flags)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("doubt flow %v: %w", f.Original, err)
+	}
+	return nil
+}
+
+const unacknowledged = 5 * time.Minute
+
 // ended is the longest for which the kernel keeps a connection that has ended.
 const ended = 2 * time.Minute
 
