@@ -37,9 +37,7 @@ func (c *talk) tuple() conntrack.Tuple {
 // other: connection tracking, which saw data and not that it has arrived, would
 // keep it for minutes only.
 func TestFastPathKeepsTheSilent(t *testing.T) {
-	w := newFastWorld(t, 2, false, DirectAuto, nil)
-	client, server := w.hosts[0].task("client", "front"), w.hosts[1].task("server", "front")
-	server.echo(7)
+	w, client, server := newFastPair(t, false, DirectAuto, nil)
 	c := client.talk("tcp", netip.AddrPortFrom(server.addrs[0], 7))
 	c.fast(w.hosts[0], w.hosts[1])
 	for _, h := range w.hosts {
@@ -56,11 +54,9 @@ func TestFastPathKeepsTheSilent(t *testing.T) {
 // days, as the kernel would not do that either; and is again once the node answers,
 // however little is said from then on.
 func TestFastPathPeerDies(t *testing.T) {
-	w := newFastWorld(t, 2, false, DirectAuto, func(o *Options) {
+	w, client, server := newFastPair(t, false, DirectAuto, func(o *Options) {
 		o.fast = fastpath.Options{Refresh: 200 * time.Millisecond, Idle: time.Second}
 	})
-	client, server := w.hosts[0].task("client", "front"), w.hosts[1].task("server", "front")
-	server.echo(7)
 	c := client.talk("tcp", netip.AddrPortFrom(server.addrs[0], 7))
 	c.fast(w.hosts[0], w.hosts[1])
 	plug := func(change func(port netlink.Link) error) {
@@ -227,11 +223,9 @@ func TestFastPathLeavesTheUplink(t *testing.T) {
 // What does not fit the way to another node with VXLAN around it goes the slow way,
 // which sends it in fragments.
 func TestFastPathUnderlayShrinks(t *testing.T) {
-	w := newFastWorld(t, 2, false, DirectNever, func(o *Options) {
+	w, client, server := newFastPair(t, false, DirectNever, func(o *Options) {
 		o.fast = fastpath.Options{Refresh: time.Minute, Idle: time.Minute} // no packet slips by
 	})
-	client, server := w.hosts[0].task("client", "front"), w.hosts[1].task("server", "front")
-	server.echo(7)
 	c := client.talk("udp", netip.AddrPortFrom(server.addrs[0], 7))
 	c.fast(w.hosts[0], w.hosts[1])
 	const size = 1350 // fits without VXLAN around it
@@ -281,9 +275,7 @@ func (k *task) from(protocol string, port int, to netip.AddrPort) *talk {
 func TestFastPathOnePortTwice(t *testing.T) {
 	for _, protocol := range []string{"tcp", "udp"} {
 		t.Run(protocol, func(t *testing.T) {
-			w := newFastWorld(t, 2, false, DirectNever, nil)
-			client, server := w.hosts[0].task("client", "front"), w.hosts[1].task("server", "front")
-			server.echo(7)
+			w, client, server := newFastPair(t, false, DirectNever, nil)
 			to, virtual := netip.AddrPortFrom(server.addrs[0], 7), netip.MustParseAddrPort("10.72.0.7:70")
 			check(t, w.hosts[0].d.Program(t.Context(), []network.Rule{{Service: "echo", Protocol: network.Protocol(protocol), Address: virtual.Addr(), Port: virtual.Port(), Endpoints: []netip.AddrPort{to}}}))
 			var talks []*talk
@@ -304,9 +296,7 @@ func TestFastPathOnePortTwice(t *testing.T) {
 
 // A connection that one end has closed goes on the other way, and ends.
 func TestFastPathHalfClosed(t *testing.T) {
-	w := newFastWorld(t, 2, false, DirectNever, nil)
-	client, server := w.hosts[0].task("client", "front"), w.hosts[1].task("server", "front")
-	server.echo(7)
+	w, client, server := newFastPair(t, false, DirectNever, nil)
 	c := client.talk("tcp", netip.AddrPortFrom(server.addrs[0], 7))
 	c.fast(w.hosts[0], w.hosts[1])
 	check(t, c.SetDeadline(time.Now().Add(20*time.Second)))
@@ -365,9 +355,7 @@ func TestFastPathForgedSource(t *testing.T) {
 // A task that gets the address of one that is gone hears what the other end still
 // sends to it.
 func TestFastPathAddressAgain(t *testing.T) {
-	w := newFastWorld(t, 2, false, DirectAuto, nil)
-	client, server := w.hosts[0].task("client", "front"), w.hosts[1].task("server", "front")
-	server.echo(7)
+	w, client, server := newFastPair(t, false, DirectAuto, nil)
 	c := client.from("udp", 4000, netip.AddrPortFrom(server.addrs[0], 7))
 	c.fast(w.hosts[0], w.hosts[1])
 	h := w.hosts[1]
@@ -410,9 +398,7 @@ func TestFastPathOfTwoNetworks(t *testing.T) {
 // A peer that moves in the middle of fast flows is reached by VXLAN, and directly
 // when it is back. Segments that do not fit VXLAN are told to the task.
 func TestFastPathPeerMoves(t *testing.T) {
-	w := newFastWorld(t, 2, false, DirectAuto, nil)
-	client, server := w.hosts[0].task("client", "front"), w.hosts[1].task("server", "front")
-	server.echo(7)
+	w, client, server := newFastPair(t, false, DirectAuto, nil)
 	var talks []*talk
 	for _, addr := range server.addrs {
 		talks = append(talks, client.talk("tcp", netip.AddrPortFrom(addr, 7)))
@@ -454,9 +440,7 @@ func TestFastPathOfIPv4OnIPv6(t *testing.T) {
 
 // What an administrator has encrypted by IPsec does not pass it by.
 func TestFastPathIPsec(t *testing.T) {
-	w := newFastWorld(t, 2, false, DirectNever, nil)
-	client, server := w.hosts[0].task("client", "front"), w.hosts[1].task("server", "front")
-	server.echo(7)
+	w, client, server := newFastPair(t, false, DirectNever, nil)
 	c := client.talk("tcp", netip.AddrPortFrom(server.addrs[0], 7))
 	c.fast(w.hosts[0], w.hosts[1])
 	h := w.hosts[0]

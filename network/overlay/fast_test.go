@@ -166,15 +166,22 @@ func newFastWorld(t testing.TB, n int, v6 bool, mode Direct, set func(*Options))
 	return w
 }
 
+// newFastPair makes two hosts, a task on the one and an echo on the other.
+func newFastPair(t testing.TB, v6 bool, mode Direct, set func(*Options)) (w *world, client, server *task) {
+	t.Helper()
+	w = newFastWorld(t, 2, v6, mode, set)
+	client, server = w.hosts[0].task("client", "front"), w.hosts[1].task("server", "front")
+	server.echo(7)
+	return w, client, server
+}
+
 // What goes by the fast path arrives whole, by each way, of each protocol, and
 // translated or not.
 func TestFastPath(t *testing.T) {
 	for _, mode := range []Direct{DirectAuto, DirectNever} {
 		for _, v6 := range []bool{false, true} {
 			t.Run(fmt.Sprintf("direct=%s,IPv6=%v", mode, v6), func(t *testing.T) {
-				w := newFastWorld(t, 2, v6, mode, nil)
-				client, server := w.hosts[0].task("client", "front"), w.hosts[1].task("server", "front")
-				server.echo(7)
+				w, client, server := newFastPair(t, v6, mode, nil)
 				virtual := []netip.Addr{netip.MustParseAddr("10.72.0.7"), netip.MustParseAddr("fd00:72::7")}
 				var rules []network.Rule
 				for i, addr := range virtual {
@@ -214,9 +221,7 @@ func TestFastPath(t *testing.T) {
 func TestFastPathEnds(t *testing.T) {
 	for _, how := range []string{"close", "reset"} {
 		t.Run(how, func(t *testing.T) {
-			w := newFastWorld(t, 2, false, DirectNever, nil)
-			client, server := w.hosts[0].task("client", "front"), w.hosts[1].task("server", "front")
-			server.echo(7)
+			w, client, server := newFastPair(t, false, DirectNever, nil)
 			to := netip.AddrPortFrom(server.addrs[0], 7)
 			for _, h := range w.hosts {
 				check(t, in(h.ns, func() error {
@@ -270,9 +275,7 @@ func (h *host) until(what string, so func(*conntrack.Conn) bool) {
 
 // A task that goes takes its flows along, before its address is another's.
 func TestFastPathDetach(t *testing.T) {
-	w := newFastWorld(t, 2, false, DirectAuto, nil)
-	client, server := w.hosts[0].task("client", "front"), w.hosts[1].task("server", "front")
-	server.echo(7)
+	w, client, server := newFastPair(t, false, DirectAuto, nil)
 	c := client.talk("udp", netip.AddrPortFrom(server.addrs[0], 7))
 	c.fast(w.hosts[0], w.hosts[1])
 	check(t, w.hosts[1].d.Detach(t.Context(), network.Attachment{Network: "front", Task: "server", Namespace: server.ns.Name(), Interface: "eth0"}))
@@ -286,9 +289,7 @@ func TestFastPathDetach(t *testing.T) {
 
 // A flow that connection tracking is told to forget leaves the fast path.
 func TestFastPathFollowsConnectionTracking(t *testing.T) {
-	w := newFastWorld(t, 2, false, DirectAuto, nil)
-	client, server := w.hosts[0].task("client", "front"), w.hosts[1].task("server", "front")
-	server.echo(7)
+	w, client, server := newFastPair(t, false, DirectAuto, nil)
 	to := netip.AddrPortFrom(server.addrs[0], 7)
 	gone, kept := client.talk("tcp", to), client.talk("tcp", to)
 	gone.fast(w.hosts[0], w.hosts[1])
@@ -337,11 +338,9 @@ func TestFastPathWithdrawn(t *testing.T) {
 // Connection tracking sees a packet now and then, so that it keeps a flow for as
 // long as it is in use.
 func TestFastPathRefreshes(t *testing.T) {
-	w := newFastWorld(t, 2, false, DirectAuto, func(o *Options) {
+	w, client, server := newFastPair(t, false, DirectAuto, func(o *Options) {
 		o.fast = fastpath.Options{Refresh: 100 * time.Millisecond, Idle: time.Minute}
 	})
-	client, server := w.hosts[0].task("client", "front"), w.hosts[1].task("server", "front")
-	server.echo(7)
 	for _, h := range w.hosts {
 		check(t, in(h.ns, func() error {
 			return os.WriteFile("/proc/sys/net/netfilter/nf_conntrack_udp_timeout_stream", []byte("2"), 0)
@@ -367,9 +366,7 @@ func TestFastPathRefreshes(t *testing.T) {
 // Flows go on while the process is away, and the next one takes them up; one that
 // is to have no fast path takes it away.
 func TestFastPathOutlivesItsProcess(t *testing.T) {
-	w := newFastWorld(t, 2, false, DirectAuto, nil)
-	client, server := w.hosts[0].task("client", "front"), w.hosts[1].task("server", "front")
-	server.echo(7)
+	w, client, server := newFastPair(t, false, DirectAuto, nil)
 	c := client.talk("tcp", netip.AddrPortFrom(server.addrs[0], 7))
 	c.fast(w.hosts[0], w.hosts[1])
 	w.hosts[0].close()
@@ -402,11 +399,9 @@ func TestFastPathOutlivesItsProcess(t *testing.T) {
 // Where the kernel has no fast path all goes as without.
 func TestFastPathFallsBack(t *testing.T) {
 	refused := fmt.Errorf("load: %w", unix.EPERM)
-	w := newFastWorld(t, 2, false, DirectAuto, func(o *Options) {
+	w, client, server := newFastPair(t, false, DirectAuto, func(o *Options) {
 		o.openFast = func(fastpath.Options) (*fastpath.Path, error) { return nil, refused }
 	})
-	client, server := w.hosts[0].task("client", "front"), w.hosts[1].task("server", "front")
-	server.echo(7)
 	client.talk("tcp", netip.AddrPortFrom(server.addrs[0], 7)).back(1 << 20)
 	if _, err := w.hosts[0].d.FastPathStats(); !errors.Is(err, unix.EPERM) {
 		t.Errorf("the fast path says of itself %v, want why it is not there", err)
@@ -423,9 +418,7 @@ func TestFastPathOption(t *testing.T) {
 
 // Networks come and go with tasks while others talk.
 func TestFastPathNetworksComeAndGo(t *testing.T) {
-	w := newFastWorld(t, 2, false, DirectNever, nil)
-	client, server := w.hosts[0].task("client", "front"), w.hosts[1].task("server", "front")
-	server.echo(7)
+	w, client, server := newFastPair(t, false, DirectNever, nil)
 	c := client.talk("tcp", netip.AddrPortFrom(server.addrs[0], 7))
 	c.fast(w.hosts[0], w.hosts[1])
 	for i := range 3 {
