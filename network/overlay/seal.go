@@ -33,6 +33,7 @@ type seal struct {
 
 	met      [2]map[Key]TunnelState // as last looked at
 	waiting  [2]map[Key]waiting     // for peers that were not met
+	unsure   [2]bool                // whether they have the peers that are kept
 	received [2]uint64
 	heard    [2]time.Time // when received grew last, or since when this runs
 
@@ -270,16 +271,17 @@ func (d *Driver) reseal() error {
 		if len(again) > 0 { // who was met since the last look is not to lose that
 			met, err := s.tunnels[i].Peers()
 			if err != nil {
-				return err
+				errs = append(errs, err)
+				continue
 			}
 			s.met[i] = met
 			peers, waiting, again = peersOf(s.fleet.nodes, allowed, i, own, met, s.waiting[i], now)
 		}
 		s.waiting[i] = waiting
-		if len(again) == 0 && reflect.DeepEqual(peers, s.kept.Tunnels[i].Config.Peers) {
+		if len(again) == 0 && !s.unsure[i] && reflect.DeepEqual(peers, s.kept.Tunnels[i].Config.Peers) {
 			continue
 		}
-		changed[i] = true
+		changed[i], s.unsure[i] = true, true
 		c := &s.kept.Tunnels[i].Config
 		if len(again) > 0 {
 			c.Peers = slices.DeleteFunc(slices.Clone(peers), func(p TunnelPeer) bool { return again[p.Public] })
@@ -288,12 +290,14 @@ func (d *Driver) reseal() error {
 		c.Peers = peers
 	}
 	if changed == [2]bool{} {
-		return nil
+		return errors.Join(errs...)
 	}
 	errs = append(errs, s.save())
 	for i, t := range s.tunnels {
 		if changed[i] {
-			errs = append(errs, t.Configure(s.kept.Tunnels[i].Config))
+			err := t.Configure(s.kept.Tunnels[i].Config)
+			s.unsure[i] = err != nil
+			errs = append(errs, err)
 		}
 	}
 	s.lookAgain()

@@ -359,3 +359,61 @@ func askFor(ns *os.File, to string, limit time.Duration) (who, from string, err 
 	who, from, _ = strings.Cut(string(text), " ")
 	return who, from, err
 }
+
+// failing encrypts as another does, but for some configurations, which fail.
+type failing struct {
+	Encryption
+	left *atomic.Int32 // so many more
+}
+
+type failingTunnel struct {
+	Tunnel
+	left *atomic.Int32
+}
+
+var errNotNow = errors.New("not now")
+
+func (f failing) Open(name, namespace string, mtu int) (Tunnel, error) {
+	t, err := f.Encryption.Open(name, namespace, mtu)
+	return failingTunnel{t, f.left}, err
+}
+
+func (t failingTunnel) Configure(c TunnelConfig) error {
+	if t.left.Load() > 0 && t.left.Add(-1) >= 0 {
+		return errNotNow
+	}
+	return t.Tunnel.Configure(c)
+}
+
+// Tunnels that could not be told of a network that nodes share are told again.
+func TestSealIsToldAgain(t *testing.T) {
+	var left atomic.Int32
+	w := newWorld(t, 1, false, sealed)
+	w.set = func(o *Options) { o.Encryption = failing{o.Encryption, &left} }
+	h := w.host(1)
+	w.ensure(front)
+	answers := func(network string) {
+		t.Helper()
+		client, server := w.hosts[0].task("client-"+network, network), h.task("server-"+network, network)
+		server.serve(80)
+		for limit := time.Now().Add(30 * time.Second); ; {
+			who, _, err := ask(client.ns, netip.AddrPortFrom(server.addrs[0], 80).String())
+			if err == nil && who == server.id {
+				return
+			}
+			if time.Now().After(limit) {
+				t.Fatalf("after 30 s the server on %s does not answer: %q, %v", network, who, err)
+			}
+		}
+	}
+	answers("front")
+	check(t, w.hosts[0].d.Ensure(t.Context(), back))
+	left.Store(2)
+	if err := h.d.Ensure(t.Context(), back); err != nil && !errors.Is(err, errNotNow) {
+		t.Fatal(err)
+	}
+	answers("back")
+	if n := left.Load(); n > 0 {
+		t.Errorf("%d configurations of two were not tried", n)
+	}
+}
