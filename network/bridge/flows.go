@@ -43,18 +43,20 @@ func (d *Driver) forgetFlows(now, before []network.Rule, restarted bool) error {
 		settle()
 	}
 	forgotten := 0
+	defer func() { // also where it ends half-way
+		if forgotten > 0 && d.options.Forgotten != nil {
+			d.options.Forgotten()
+		}
+	}()
 	for _, protocol := range []network.Protocol{network.TCP, network.UDP} {
 		if !s.protocols[protocol] {
 			continue
 		}
 		n, err := d.forgetProtocol(protocol, s)
+		forgotten += n
 		if err != nil {
 			return fmt.Errorf("forget %s flows: %w", protocol, err)
 		}
-		forgotten += n
-	}
-	if forgotten > 0 && d.options.Forgotten != nil {
-		d.options.Forgotten()
 	}
 	return nil
 }
