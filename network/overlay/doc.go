@@ -53,8 +53,9 @@
 // translate addresses, follow the kernel's routes and put VXLAN around packets.
 // What begins and ends a connection, and one packet in five seconds, still goes by
 // them; so they decide, and a change of what they know ends a flow within ten
-// seconds. See [FastPath], which is on by default where the kernel has what it
-// needs, and off with encryption. [Driver.FastPathStats] tells whether it is used.
+// seconds. When Run has ended all goes the slow way after a minute. See [FastPath],
+// which is on by default where the kernel has what it needs, and off with encryption.
+// [Driver.FastPathStats] tells whether it is used.
 //
 // # Encryption
 //

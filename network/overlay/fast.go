@@ -4,6 +4,7 @@ package overlay
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -15,19 +16,21 @@ import (
 )
 
 // FastPath says whether packets of established flows of TCP and UDP, between a
-// task of this node and another node, go straight from one interface to the other:
-// past the bridge, nftables and connection tracking, by programs at the interfaces
-// (BPF). Those decide about a flow's first packets and its last, and see one in
-// some seconds; an administrator's own rules too see no others. So a rule that is
-// to end flows has to delete them from connection tracking (conntrack -D), after
-// which they end within ten seconds.
+// task of this node and another node, go straight from one interface to the other
+// by programs at the interfaces (BPF), past the bridge, nftables and connection
+// tracking. These decide about a flow's first packets and its last, and are shown
+// one in some seconds; an administrator's own rules too see no others. So a rule
+// that is to end flows has to delete them from connection tracking (conntrack -D),
+// after which they end within ten seconds; or a minute, if Run has ended: then all
+// goes the slow way.
 type FastPath string
 
 // The choices.
 const (
 	// FastPathAuto, also when empty, has a fast path where the kernel can (Linux
-	// 5.13 with BPF) and nothing is encrypted. It is not used while the node has
-	// policies of IPsec, which apply to the kernel's own way alone.
+	// 5.13 with BPF) and nothing is encrypted. It is not used where the node has
+	// policies of IPsec, which apply to the kernel's own way alone; that is seen
+	// within ten seconds when they come, so set them up before.
 	FastPathAuto FastPath = "auto"
 	// FastPathNever leaves all to the kernel's own way.
 	FastPathNever FastPath = "never"
@@ -75,6 +78,14 @@ func (d *Driver) openFastPath() error {
 	if d.fast, err = open(o); err != nil {
 		d.fastErr = err
 		d.log.Warn("packets between nodes go the slow way", "error", err)
+	}
+	return nil
+}
+
+// runFastPath has flows learnt. Where that ends early, they go as they would without.
+func (d *Driver) runFastPath(ctx context.Context) error {
+	if err := d.fast.Run(ctx); err != nil {
+		d.log.Error("packets between nodes go the slow way", "error", errors.Join(err, d.fast.Reset()))
 	}
 	return nil
 }

@@ -50,6 +50,60 @@ func TestFastPathKeepsTheSilent(t *testing.T) {
 	}
 }
 
+// It is also when the process was another in between, which alone knew the connection.
+func TestFastPathKeepsTheSilentOverRestarts(t *testing.T) {
+	w, client, server := newFastPair(t, false, DirectAuto, nil)
+	c := client.talk("tcp", netip.AddrPortFrom(server.addrs[0], 7))
+	c.fast(w.hosts[0], w.hosts[1])
+	h := w.hosts[0]
+	h.close()
+	h.until("the connection is taken for one with data on its way", func(conn *conntrack.Conn) bool {
+		f, err := conn.Get(c.tuple())
+		check(t, errors.Join(err, conn.Doubt(f))) // what it saw last may have it so
+		f, err = conn.Get(c.tuple())
+		check(t, err)
+		return f.Timeout <= 5*time.Minute
+	})
+	h.open()
+	h.until("the connection is kept for hours", func(conn *conntrack.Conn) bool {
+		f, err := conn.Get(c.tuple())
+		check(t, err)
+		return f.Timeout > time.Hour
+	})
+}
+
+// What somebody takes from the interfaces is put back.
+func TestFastPathIsPutBack(t *testing.T) {
+	w, client, server := newFastPair(t, false, DirectNever, func(o *Options) { o.fast.Idle = time.Second })
+	h := w.hosts[0]
+	c := client.talk("udp", netip.AddrPortFrom(server.addrs[0], 7))
+	c.fast(h, w.hosts[1])
+	attached, err := h.d.Attachments(t.Context())
+	check(t, err)
+	links := []string{h.d.LinkName("front")}
+	for _, a := range attached {
+		links = append(links, h.d.PortName(a))
+	}
+	check(t, in(h.ns, func() error {
+		for _, name := range links {
+			l, err := netlink.LinkByName(name)
+			if err != nil {
+				return err
+			}
+			if err := netlink.QdiscDel(&netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+	for _, name := range links {
+		if n := h.filters(name); n != 0 {
+			t.Fatalf("%s has %d filters, want it to have none", name, n)
+		}
+	}
+	c.fast(h, w.hosts[1])
+}
+
 // A connection to a node that is gone, with data on its way there, is not kept for
 // days, as the kernel would not do that either; and is again once the node answers,
 // however little is said from then on.
@@ -59,6 +113,9 @@ func TestFastPathPeerDies(t *testing.T) {
 	})
 	c := client.talk("tcp", netip.AddrPortFrom(server.addrs[0], 7))
 	c.fast(w.hosts[0], w.hosts[1])
+	for began := time.Now(); time.Since(began) < time.Second; {
+		c.back(1) // until connection tracking has seen the other end too
+	}
 	plug := func(change func(port netlink.Link) error) {
 		check(t, in(w.link, func() error {
 			port, err := netlink.LinkByName("p1")

@@ -39,7 +39,8 @@ type Flow struct {
 	Original, Reply Tuple
 	Status          Status
 	Established     bool          // a TCP connection that is open both ways
-	Loose           bool          // a TCP connection as Loosen leaves it
+	Liberal         bool          // a TCP connection that was loosened, now or ever
+	Loose           bool          // one that is as Loosen leaves it
 	Timeout         time.Duration // for how long it is kept if nothing more is seen
 
 	zone     uint16
@@ -360,13 +361,13 @@ func Parse(data []byte) (Flow, bool) {
 				f.Timeout = time.Duration(binary.BigEndian.Uint32(b)) * time.Second
 			}
 		case ctaProtoInfo:
-			f.Established, f.Loose = parseTCP(b)
+			f.Established, f.Liberal, f.Loose = parseTCP(b)
 		}
 	}
 	return f, ad.Err() == nil && f.Original.valid() && f.Reply.valid()
 }
 
-func parseTCP(data []byte) (established, loose bool) {
+func parseTCP(data []byte) (established, liberal, loose bool) {
 	ad, err := netlink.NewAttributeDecoder(data)
 	for err == nil && ad.Next() {
 		if ad.Type() != ctaProtoInfoTCP {
@@ -385,9 +386,10 @@ func parseTCP(data []byte) (established, loose bool) {
 				}
 			}
 		}
+		liberal = flags[0]&flags[1]&tcpBeLiberal != 0
 		loose = flags == [2]uint8{tcpBeLiberal, tcpBeLiberal}
 	}
-	return established, loose
+	return established, liberal, loose
 }
 
 func parseTuple(data []byte) Tuple {

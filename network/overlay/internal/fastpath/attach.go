@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -117,34 +118,66 @@ func detach(h *netlink.Handle, link int, name string) error {
 		return err
 	}
 	f := filter(link, name)
-	own, others := false, 0
+	there, own := false, false
+	others := len(names)
 	for _, n := range names {
-		switch n {
-		case f.Name + ownQdisc:
-			own = true
-			fallthrough
-		case f.Name:
-			if err := h.FilterDel(f); err != nil && !errors.Is(err, unix.ENOENT) {
-				return fmt.Errorf("remove filter %s: %w", f.Name, err)
-			}
-		default:
-			others++
+		if n == f.Name || n == f.Name+ownQdisc {
+			there, own = true, n != f.Name
+			others--
 		}
 	}
-	if !own || others > 0 {
+	if !there {
 		return nil
 	}
-	if err := h.QdiscDel(qdisc(link)); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("remove queueing discipline clsact: %w", err)
+	if own && others == 0 { // in one step: without its filter nobody would know whose it is
+		if err := h.QdiscDel(qdisc(link)); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("remove queueing discipline clsact: %w", err)
+		}
+		return nil
+	}
+	if err := h.FilterDel(f); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("remove filter %s: %w", f.Name, err)
 	}
 	return nil
+}
+
+// repair puts filters back that somebody has taken from the interfaces.
+func (p *Path) repair() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	programs := map[int]*ebpf.Program{}
+	for link := range p.links {
+		programs[link] = p.kernel.FromPeer
+	}
+	if p.uplink != 0 {
+		programs[p.uplink] = p.kernel.FromPeer
+	}
+	for _, port := range p.ports {
+		programs[port.Link] = p.kernel.FromTask
+	}
+	own := filter(0, p.opts.Name).Name
+	for link, program := range programs {
+		names, err := filters(p.opts.Links, link)
+		if err == nil && (slices.Contains(names, own) || slices.Contains(names, own+ownQdisc)) {
+			continue
+		}
+		if err := attach(p.opts.Links, link, p.opts.Name, program); errors.Is(err, unix.ENODEV) {
+			continue // whoever removes it says so later
+		} else if err != nil {
+			p.log.Warn("packets between nodes go the slow way", "interface", link, "error", err)
+			continue
+		}
+		p.log.Warn("the fast path was taken from an interface, and is there again", "interface", link)
+	}
 }
 
 // Remove takes the filters of a name away from all interfaces, whoever put them
 // there: what is on its way goes by the kernel's own way from here on.
 func Remove(h *netlink.Handle, name string) error {
 	all, err := h.QdiscList(nil)
-	if err != nil {
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return nil // a kernel without traffic control
+	} else if err != nil {
 		return fmt.Errorf("list queueing disciplines: %w", err)
 	}
 	var errs []error

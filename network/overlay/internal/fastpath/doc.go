@@ -20,7 +20,8 @@
 // know any longer, or knows otherwise, is forgotten.
 //
 // Programs and maps stay with the interfaces when the process ends. What they know
-// goes on to pass until the next process takes them away, and learns anew.
+// goes on to pass for a while, or until the next process takes them away, and learns
+// anew.
 package fastpath
 
 //go:generate ./generate.sh

@@ -61,6 +61,7 @@ struct way {
 };
 
 struct flow {
+	struct key key;		 // whose it is, see same; the first that is written
 	struct address from, to; // as they are to be
 	__be16 from_port, to_port;
 	__u32 translated;	// whether these are others than the key's
@@ -123,6 +124,7 @@ const volatile struct address underlay;	  // this node's
 const volatile __u8 underlay6;		  // whether it is of IPv6
 const volatile __u16 port;		  // of VXLAN
 volatile __u32 uplink;			  // the interface of direct routes; 0 if there are none
+volatile __u64 until;			  // when the agent that knows better has been away for too long, ns
 
 // own is underlay. As a whole, which is not volatile, the compiler takes it for 0.
 static __always_inline struct address own(void)
@@ -208,9 +210,10 @@ static __always_inline int read(struct __sk_buff *skb, struct key *k, struct hea
 	return 1;
 }
 
-// find returns the flow of a packet that may pass. Connection tracking is shown
-// each flow's ends, and a packet now and then, by which it keeps the flow.
-static __always_inline struct flow *find(const struct key *k, const struct headers *h, __u64 now)
+// find returns the flow of a packet that may pass; known says that there is one,
+// also where this packet may not. Connection tracking is shown each flow's ends, and
+// a packet now and then, by which it keeps the flow.
+static __always_inline struct flow *find(const struct key *k, const struct headers *h, __u64 now, int *known)
 {
 	struct flow *f = bpf_map_lookup_elem(&flows, k);
 	if (!f)
@@ -220,11 +223,26 @@ static __always_inline struct flow *find(const struct key *k, const struct heade
 		bpf_map_delete_elem(&flows, k);
 		return 0;
 	}
+	*known = 1;
+	if (now > until)
+		return 0;
 	if (age > refresh_ns) {
 		f->checked = now;
 		return 0;
 	}
 	return f;
+}
+
+// same tells whether a flow that was found is still the one. The kernel may give its
+// memory to another while this program uses it.
+static __always_inline int same(struct flow *f, const struct key *k)
+{
+	const volatile __u32 *a = (const volatile __u32 *)&f->key;
+	const __u32 *b = (const __u32 *)k;
+	__u32 differ = 0;
+	for (int i = 0; i < sizeof *k / sizeof *b; i++)
+		differ |= a[i] ^ b[i];
+	return !differ;
 }
 
 // count tells of a flow that is worth knowing, and again each time that it has
@@ -457,9 +475,10 @@ int from_task(struct __sk_buff *skb)
 	if (!read(skb, &k, &h))
 		return TC_ACT_UNSPEC;
 	__u64 now = bpf_ktime_get_coarse_ns();
-	struct flow *f = find(&k, &h, now);
+	int known = 0;
+	struct flow *f = find(&k, &h, now, &known);
 	if (!f) {
-		if (!h.ends)
+		if (!known && !h.ends)
 			count(&k);
 		return TC_ACT_UNSPEC;
 	}
@@ -476,8 +495,13 @@ int from_task(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	if (!hop(skb, &h, f->way.to_mac, f->way.from_mac) || (f->translated && !translate(skb, &h, &k, f)))
 		return TC_ACT_SHOT;
+	int action = vxlan ? wrap(skb, &h, &f->way) : bpf_redirect(f->way.interface, 0);
+	if (!same(f, &k)) {
+		f->way.at = 0; // it may be this packet's
+		return TC_ACT_SHOT;
+	}
 	pass(0);
-	return vxlan ? wrap(skb, &h, &f->way) : bpf_redirect(f->way.interface, 0);
+	return action;
 }
 
 SEC("tc")
@@ -487,11 +511,15 @@ int from_peer(struct __sk_buff *skb)
 	struct headers h = {};
 	if (skb->pkt_type != PACKET_HOST || !read(skb, &k, &h))
 		return TC_ACT_UNSPEC;
-	struct flow *f = find(&k, &h, bpf_ktime_get_coarse_ns());
+	int known;
+	struct flow *f = find(&k, &h, bpf_ktime_get_coarse_ns(), &known);
 	if (!f || !hop(skb, &h, f->to_mac, f->from_mac))
 		return TC_ACT_UNSPEC;
 	if (f->translated && !translate(skb, &h, &k, f))
 		return TC_ACT_SHOT;
+	__u32 interface = f->interface;
+	if (!same(f, &k))
+		return TC_ACT_SHOT;
 	pass(1);
-	return bpf_redirect_peer(f->interface, 0);
+	return bpf_redirect_peer(interface, 0);
 }

@@ -44,8 +44,8 @@ func (s *ipsec) close() {
 	}
 }
 
-// inUse asks the kernel, unless it has said less than a while ago. Whether a policy is about packets
-// between nodes is not looked into.
+// inUse asks the kernel, unless it has said so less than a while ago. Whether a
+// policy is about packets between nodes is not looked into.
 func (s *ipsec) inUse(now time.Time, old time.Duration) (bool, error) {
 	if s.c == nil || !s.at.IsZero() && now.Sub(s.at) < old {
 		return s.used, nil

@@ -227,10 +227,10 @@ func (l *lab) know(sent, goes conntrack.Tuple, ago time.Duration) (out, in key) 
 		translated = 1
 	}
 	out, in = keyOf(l.port, sent), keyOf(0, goes.Back())
-	f := flow{Translated: translated, Interface: uint32(l.bridge), Checked: checked}
+	f := flow{Key: out, Translated: translated, Interface: uint32(l.bridge), Checked: checked}
 	f.set(goes)
 	check(l, l.p.kernel.Flows.Put(out, f))
-	f = flow{Translated: translated, Interface: uint32(l.port), ToMAC: macTask, FromMAC: macBridge, Checked: checked}
+	f = flow{Key: in, Translated: translated, Interface: uint32(l.port), ToMAC: macTask, FromMAC: macBridge, Checked: checked}
 	f.set(sent.Back())
 	check(l, l.p.kernel.Flows.Put(in, f))
 	return out, in

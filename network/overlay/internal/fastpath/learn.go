@@ -20,6 +20,11 @@ import (
 
 // Run learns flows until ctx ends; it returns nil then.
 func (p *Path) Run(ctx context.Context) error {
+	if err := p.takeOver(); err != nil {
+		p.log.Warn("connection tracking may forget connections early", "error", err)
+	}
+	// From here on nobody looks after what connection tracking knows.
+	defer p.Verify(0)
 	sweep := time.NewTicker(p.opts.Idle / 2)
 	defer sweep.Stop()
 	defer context.AfterFunc(ctx, func() { _ = p.busy.Flush() })()
@@ -30,6 +35,8 @@ func (p *Path) Run(ctx context.Context) error {
 		err := p.busy.ReadInto(&record)
 		select {
 		case <-sweep.C:
+			p.extend()
+			p.repair()
 			p.Verify(0)
 		default:
 		}
@@ -51,6 +58,41 @@ func (p *Path) Run(ctx context.Context) error {
 	}
 	return nil
 }
+
+// takeOver has connection tracking keep what an earlier process has loosened, for as
+// long as any other connection: what was learnt is forgotten, and silent connections
+// are not learnt again.
+func (p *Path) takeOver() error {
+	all, err := p.flows.List(0, 0)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, f := range all {
+		if f.Established && f.Liberal && !f.Loose {
+			if err := p.flows.Loosen(f, p.established); err != nil && !errors.Is(err, unix.ENOENT) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// extend says that this process is there: some time after it has last said so, all
+// goes the kernel's own way, since nobody tells the programs what has changed.
+func (p *Path) extend() {
+	var now unix.Timespec
+	err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &now)
+	if err == nil {
+		err = p.kernel.Until.Set(uint64(now.Nano() + away*int64(p.opts.Idle)))
+	}
+	if err != nil {
+		p.log.Error("packets between nodes will go the slow way", "error", err)
+	}
+}
+
+// away is for how long the programs go on without the process, in units of Idle.
+const away = 3
 
 // budget bounds how many flows a second are asked about, in all and for each task:
 // one can begin as many as it likes, and is not to use up what is for others.
@@ -111,20 +153,31 @@ func (p *Path) learn(out key) error {
 		translated = 1
 	}
 	in := keyOf(0, far)
-	flowOut := flow{Translated: translated, Interface: uint32(port.Bridge), Checked: uint64(now.Nano())}
+	old, again := p.known[out]
+	if again && old.in == in && p.has(out) && p.has(in) {
+		return nil
+	}
+	if again && old.in != in {
+		p.forget(out) // the ports were used for a flow that is translated otherwise
+	}
+	// Before it misses segments. That it has seen others since, and expects what
+	// follows them, is for the next look to mend.
+	if sent.Protocol == unix.IPPROTO_TCP {
+		if err := p.flows.Loosen(entry, p.established); err != nil {
+			return err
+		}
+	}
+	flowOut := flow{Key: out, Translated: translated, Interface: uint32(port.Bridge), Checked: uint64(now.Nano())}
 	flowOut.set(goes)
 	flowIn := flow{
-		Translated: translated, Interface: uint32(port.Link), Checked: uint64(now.Nano()),
+		Key: in, Translated: translated, Interface: uint32(port.Link), Checked: uint64(now.Nano()),
 		ToMAC: [6]byte(port.MAC), FromMAC: [6]byte(port.BridgeMAC),
 	}
 	flowIn.set(sent.Back())
-	if old, ok := p.known[out]; ok && old.in != in {
-		p.forget(out) // the ports were used for a flow that is translated otherwise
-	}
 	if _, again := p.known[out]; !again {
 		p.held[name]++
 	}
-	p.known[out] = pair{port: name, sent: sent, far: far, in: in}
+	p.known[out] = pair{port: name, sent: sent, far: far, in: in, learnt: now.Nano()}
 	err = p.kernel.Flows.Put(in, flowIn)
 	if err == nil {
 		err = p.kernel.Flows.Put(out, flowOut)
@@ -133,15 +186,16 @@ func (p *Path) learn(out key) error {
 		p.forget(out)
 		return fmt.Errorf("write the flow: %w", err)
 	}
-	// From here on connection tracking misses segments, and not before: one that it
-	// sees makes it expect what follows.
-	if sent.Protocol == unix.IPPROTO_TCP {
-		if err := p.flows.Loosen(entry, p.established); err != nil {
-			p.forget(out)
-			return err
-		}
+	if err := gone(p.kernel.Sent.Delete(out)); err != nil {
+		p.log.Debug("packets of a flow that is learnt are still counted", "flow", sent, "error", err)
 	}
-	return gone(p.kernel.Sent.Delete(out))
+	return nil
+}
+
+// has reports whether the programs know one direction of a flow.
+func (p *Path) has(k key) bool {
+	var f flow
+	return p.kernel.Flows.Lookup(k, &f) == nil
 }
 
 // portOf finds the port that a key came by. What has not the address of its task

@@ -138,6 +138,26 @@ func TestBusy(t *testing.T) {
 	}
 }
 
+// A packet of a flow that is known, and that connection tracking is to see, is no
+// reason to know it.
+func TestKnownIsNotCounted(t *testing.T) {
+	l := newLab(t, false)
+	r := trips()[0]
+	for range 10 {
+		l.know(r.sent, r.goes, l.p.opts.Refresh+time.Minute)
+		action, _, err := r.show(l, r.packet().bytes(), 0)
+		check(t, err)
+		if action != actUnspecified {
+			t.Fatalf("the program said %d of a packet that is due, want %d", int32(action), int32(-1))
+		}
+	}
+	l.p.busy.SetDeadline(time.Unix(1, 0))
+	var record ringbuf.Record
+	if err := l.p.busy.ReadInto(&record); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("of a flow that is known the program calls: %v", err)
+	}
+}
+
 // said is a slog.Handler that hands on messages.
 type said chan string
 
@@ -406,5 +426,48 @@ func TestLearn(t *testing.T) {
 				d.set()
 			})
 		}
+	}
+}
+
+// A connection is doubted when its other end has said nothing for long, which was
+// heard before; and not when it was never heard, or is answered. It is no longer when
+// the other end is heard again.
+func TestDoubt(t *testing.T) {
+	d := newRoad(t, false)
+	r := trips()[0]
+	out, in := keyOf(d.port, r.sent), keyOf(0, r.goes.Back())
+	d.open(r)
+	check(t, d.p.learn(out))
+	learnt := d.p.known[out].learnt - int64(time.Hour)
+	f := d.p.known[out]
+	f.learnt = learnt
+	d.p.known[out] = f
+	for _, step := range []struct {
+		what       string
+		sent, back time.Duration // after the flow was learnt
+		doubted    bool
+	}{
+		{"both are heard", time.Hour, time.Hour, false},
+		{"the other end was never heard", 2*d.p.opts.Refresh + time.Hour, 0, false},
+		{"the other end is silent", 2*d.p.opts.Refresh + time.Hour, time.Minute, true},
+		{"it still is", 2*d.p.opts.Refresh + 2*time.Hour, time.Minute, true},
+		{"it is heard again", 2*d.p.opts.Refresh + 2*time.Hour, 2 * d.p.opts.Refresh, false},
+		{"it is silent again", 5 * d.p.opts.Refresh, 2 * d.p.opts.Refresh, true},
+	} {
+		for k, after := range map[key]time.Duration{out: step.sent, in: step.back} {
+			f, ok := d.known(k)
+			if !ok {
+				t.Fatalf("%s: one direction is not known", step.what)
+			}
+			f.Checked = uint64(learnt + int64(after))
+			check(t, d.p.kernel.Flows.Put(k, f))
+		}
+		d.p.Verify(0)
+		entry, err := d.p.flows.Get(r.sent)
+		check(t, err)
+		if doubted := !entry.Loose && entry.Timeout <= 5*time.Minute; doubted != step.doubted || entry.Loose == step.doubted {
+			t.Errorf("%s: connection tracking keeps it for %v, loose: %v; want it doubted: %v", step.what, entry.Timeout, entry.Loose, step.doubted)
+		}
+		check(t, d.p.learn(out)) // as when a call comes late: it changes nothing
 	}
 }

@@ -86,6 +86,8 @@ type pair struct {
 	sent conntrack.Tuple // as the task sends
 	far  conntrack.Tuple // as the other node sends
 	in   key
+	// learnt is when that was, by the kernel's coarse clock.
+	learnt int64
 	// unanswered is when the other end was last seen, where the task goes on to
 	// send and it says nothing: it may be gone. 0 if it is not so.
 	unanswered int64
@@ -109,6 +111,7 @@ func Open(o Options) (*Path, error) {
 	if p.kernel, err = load(o); err != nil {
 		return nil, fmt.Errorf("load the fast path: %w", err)
 	}
+	p.extend()
 	if o.Namespace != 0 {
 		fd, err := unix.FcntlInt(uintptr(o.Namespace), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {
@@ -158,13 +161,14 @@ func (p *Path) Reset() error {
 	for k := range p.known {
 		p.forget(k)
 	}
+	var errs []error
 	for link := range p.links {
-		p.setEnds(link, nil)
+		errs = append(errs, p.setEnds(link, nil))
 	}
 	clear(p.links)
 	clear(p.ports)
 	p.uplink = 0
-	return errors.Join(p.kernel.Uplink.Set(uint32(0)), Remove(p.opts.Links, p.opts.Name))
+	return errors.Join(append(errs, p.kernel.Uplink.Set(uint32(0)), Remove(p.opts.Links, p.opts.Name))...)
 }
 
 // SetPort has a task's flows learnt. A port of the same name is replaced.
@@ -278,11 +282,18 @@ func (p *Path) RemoveLink(link int) {
 }
 
 func (p *Path) setEnds(link int, want map[end]node) error {
+	if want == nil {
+		want = map[end]node{}
+	}
 	var errs []error
 	have := p.links[link]
-	for e := range have {
-		if _, wanted := want[e]; !wanted {
-			errs = append(errs, gone(p.kernel.Ends.Delete(e)))
+	for e, n := range have {
+		if _, wanted := want[e]; wanted {
+			continue
+		}
+		if err := gone(p.kernel.Ends.Delete(e)); err != nil {
+			errs = append(errs, err)
+			want[e] = n // so it is tried again
 		}
 	}
 	for e, n := range want {

@@ -32,11 +32,13 @@ type (
 		FromPort, ToPort [2]byte
 	}
 	flow struct {
+		Key              key
 		From, To         [16]byte
 		FromPort, ToPort [2]byte
 		Translated       uint32
 		Interface        uint32
 		ToMAC, FromMAC   [6]byte
+		_                [4]byte
 		Checked          uint64
 		_                [64]byte // the way, the program's own
 	}
@@ -87,6 +89,7 @@ type objects struct {
 	Ends     *ebpf.Map      `ebpf:"ends"`
 	Passed   *ebpf.Map      `ebpf:"passed"`
 	Uplink   *ebpf.Variable `ebpf:"uplink"`
+	Until    *ebpf.Variable `ebpf:"until"`
 }
 
 // The first Linux that knows all that the programs call. The kernel checks that of

@@ -350,3 +350,45 @@ func l4Length(p packet) int {
 	}
 	return 20
 }
+
+// With nobody who would learn of changes, all goes the kernel's own way after a
+// while, and nothing is forgotten.
+func TestAgentAway(t *testing.T) {
+	l := newLab(t, false)
+	for _, r := range trips() {
+		l.know(r.sent, r.goes, 0)
+		for _, step := range []struct {
+			what   string
+			extend func()
+			want   uint32
+		}{
+			{"the agent is there", l.p.extend, actRedirect},
+			{"it has been away for too long", func() { check(t, l.p.kernel.Until.Set(uint64(1))) }, actUnspecified},
+			{"it is back", l.p.extend, actRedirect},
+		} {
+			step.extend()
+			if action, _, err := r.show(l, r.packet().bytes(), 0); err != nil || action != step.want {
+				t.Errorf("%s, %s: the program said %d, %v, want %d", r.name, step.what, int32(action), err, int32(step.want))
+			}
+		}
+	}
+}
+
+// A packet does not go the way of another flow, which has the memory of its own by
+// now.
+func TestFlowIsAnothers(t *testing.T) {
+	l := newLab(t, false)
+	for _, r := range trips() {
+		out, in := l.know(r.sent, r.goes, 0)
+		k := out
+		if r.in {
+			k = in
+		}
+		f, _ := l.known(k)
+		f.Key.FromPort[0] ^= 1
+		check(t, l.p.kernel.Flows.Put(k, f))
+		if action, _, err := r.show(l, r.packet().bytes(), 0); err != nil || action != actShot {
+			t.Errorf("%s: the program said %d, %v, want %d", r.name, int32(action), err, actShot)
+		}
+	}
+}

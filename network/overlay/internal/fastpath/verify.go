@@ -10,14 +10,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// forget has a flow's packets go the slow way. p.mu is held.
+// forget has a flow's packets go the slow way. Where the kernel does not do so the
+// flow stays known, to be forgotten when it is looked at again. p.mu is held.
 func (p *Path) forget(out key) {
-	for _, k := range []key{out, p.known[out].in} {
+	f, known := p.known[out]
+	for _, k := range []key{out, f.in} {
 		if err := gone(p.kernel.Flows.Delete(k)); err != nil {
 			p.log.Error("cannot take a flow from the fast path", "flow", k.tuple(), "error", err)
+			return
 		}
 	}
-	if f, known := p.known[out]; known {
+	if known {
 		delete(p.known, out)
 		if p.held[f.port]--; p.held[f.port] == 0 {
 			delete(p.held, f.port)
@@ -51,8 +54,10 @@ func (p *Path) Verify(protocol uint8) {
 	p.mu.Unlock()
 	for _, k := range keys {
 		p.mu.Lock() // for each: others wait as long as one takes
-		if f, ok := p.known[k]; ok && !p.holds(k, f) {
-			p.forget(k)
+		if f, ok := p.known[k]; ok {
+			if _, there := p.ports[f.port]; !there || !p.holds(k, f) {
+				p.forget(k)
+			}
 		}
 		p.mu.Unlock()
 	}
@@ -87,7 +92,7 @@ func (p *Path) holds(out key, f pair) bool {
 	switch {
 	case f.unanswered != 0:
 		return true // to hear when the other end says something after all
-	case known && sent-answered > 2*int64(p.opts.Refresh):
+	case known && answered > f.learnt && sent-answered > 2*int64(p.opts.Refresh):
 		if err := p.flows.Doubt(entry); err != nil {
 			p.log.Warn("connection tracking may keep a connection to what is gone", "flow", f.sent, "error", err)
 			break
