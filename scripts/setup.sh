@@ -15,7 +15,7 @@ say() { printf 'setup: %s\n' "$*"; }
 command -v go >/dev/null || { say "Go is not on PATH; install it first" >&2; exit 1; }
 
 missing=()
-for package in gcc libc6-dev pkg-config libseccomp-dev e2fsprogs binutils; do
+for package in gcc libc6-dev pkg-config libseccomp-dev e2fsprogs xfsprogs binutils; do
 	dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
 done
 if [ ${#missing[@]} -gt 0 ]; then

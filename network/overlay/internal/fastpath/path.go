@@ -35,7 +35,8 @@ type Options struct {
 	Refresh time.Duration
 	// Idle is for how long a flow without packets is known; 20 s when 0. It and
 	// Refresh together are below what connection tracking keeps a flow for, which
-	// for UDP are 30 s and more, unless the node is set up otherwise.
+	// for UDP are 30 s and more, unless the node is set up otherwise. When Run has
+	// not been there for three times as long all goes the kernel's own way.
 	Idle time.Duration
 	// Worth is how many packets a task sends by a flow until it is learnt, a
 	// power of two; 16 when 0.
