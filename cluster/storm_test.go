@@ -66,8 +66,9 @@ func TestStorm(t *testing.T) {
 	opts.controls, opts.nodes = 3, 3
 	var s *storm
 	t.Cleanup(func() { // last of all, after what the machines say
-		if s != nil && len(s.violations) > 0 {
-			t.Logf("seed %d, violated:\n%s", seed, strings.Join(s.violations, "\n"))
+		if s != nil && t.Failed() {
+			others := func(line string) bool { return !strings.Contains(line, violated) }
+			t.Logf("seed %d\n%s", seed, strings.Join(slices.DeleteFunc(s.told, others), "\n"))
 		}
 	})
 	w := newWorld(t, opts)
@@ -150,7 +151,6 @@ type storm struct {
 
 	mu           sync.Mutex // guards what follows
 	told         []string
-	violations   []string
 	active       map[string]bool // machines that a fault is under way on
 	disturbed    time.Time       // when a control plane last had a fault
 	cut          map[string]bool // nodes
@@ -168,14 +168,13 @@ func (s *storm) tell(format string, args ...any) {
 	s.told = append(s.told, fmt.Sprintf("%6.1fs %s %s", time.Since(s.began).Seconds(), time.Now().UTC().Format("15:04:05.000"), fmt.Sprintf(format, args...)))
 }
 
+const violated = "VIOLATED: "
+
 // violated tells what must not be, and lets the storm go on: the first of several
 // is seldom the cause.
 func (s *storm) violated(format string, args ...any) {
 	s.Helper()
-	s.tell("VIOLATED: "+format, args...)
-	s.mu.Lock()
-	s.violations = append(s.violations, fmt.Sprintf(format, args...))
-	s.mu.Unlock()
+	s.tell(violated+format, args...)
 	s.Errorf(format, args...)
 }
 

@@ -4,7 +4,6 @@ package overlay
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -78,14 +77,6 @@ func (d *Driver) openFastPath() error {
 	if d.fast, err = open(o); err != nil {
 		d.fastErr = err
 		d.log.Warn("packets between nodes go the slow way", "error", err)
-	}
-	return nil
-}
-
-// runFastPath has flows learnt. Where that ends early, they go as they would without.
-func (d *Driver) runFastPath(ctx context.Context) error {
-	if err := d.fast.Run(ctx); err != nil {
-		d.log.Error("packets between nodes go the slow way", "error", errors.Join(err, d.fast.Reset()))
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ package overlay
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -56,20 +57,53 @@ func TestFastPathKeepsTheSilentOverRestarts(t *testing.T) {
 	c := client.talk("tcp", netip.AddrPortFrom(server.addrs[0], 7))
 	c.fast(w.hosts[0], w.hosts[1])
 	h := w.hosts[0]
+	kept := func(conn *conntrack.Conn) time.Duration {
+		f, err := conn.Get(c.tuple())
+		check(t, err)
+		return f.Timeout
+	}
+	// What connection tracking saw last may have it think of data on its way.
+	doubt := func(conn *conntrack.Conn) bool {
+		f, err := conn.Get(c.tuple())
+		check(t, errors.Join(err, conn.Doubt(f)))
+		return kept(conn) <= 5*time.Minute
+	}
+	hours := func(conn *conntrack.Conn) bool { return kept(conn) > time.Hour }
+	h.until("the connection is doubted", doubt)
 	h.close()
-	h.until("the connection is taken for one with data on its way", func(conn *conntrack.Conn) bool {
-		f, err := conn.Get(c.tuple())
-		check(t, errors.Join(err, conn.Doubt(f))) // what it saw last may have it so
-		f, err = conn.Get(c.tuple())
-		check(t, err)
-		return f.Timeout <= 5*time.Minute
-	})
+	h.until("a process that ends has it kept for hours", hours)
+	h.until("the connection is doubted", doubt)
 	h.open()
-	h.until("the connection is kept for hours", func(conn *conntrack.Conn) bool {
-		f, err := conn.Get(c.tuple())
-		check(t, err)
-		return f.Timeout > time.Hour
-	})
+	h.until("the next process has it kept for hours", hours)
+}
+
+// All goes the fast way for as long as Run is there, and not for long without.
+func TestFastPathIsLookedAfter(t *testing.T) {
+	const idle = 300 * time.Millisecond
+	w, client, server := newFastPair(t, false, DirectAuto, func(o *Options) { o.fast.Idle = idle })
+	h := w.hosts[0]
+	c := client.talk("udp", netip.AddrPortFrom(server.addrs[0], 7))
+	for began := time.Now(); time.Since(began) < 6*idle; {
+		c.fast(h, w.hosts[1])
+	}
+	h.cancel()
+	check(t, <-h.done)
+	limit := time.Now().Add(20 * time.Second)
+	for before := (FastPathStats{}); ; {
+		c.back(1)
+		now := h.passed()
+		if now.Sent == before.Sent && now.Received == before.Received {
+			break
+		}
+		if time.Now().After(limit) {
+			t.Fatalf("20 s after Run has ended packets go the fast way: %+v, then %+v", before, now)
+		}
+		before = now
+	}
+	var ctx context.Context
+	ctx, h.cancel = context.WithCancel(context.Background())
+	go func() { h.done <- h.d.Run(ctx) }()
+	c.fast(h, w.hosts[1])
 }
 
 // What somebody takes from the interfaces is put back.

@@ -330,7 +330,7 @@ func (d *Driver) Run(ctx context.Context) error {
 		group.Go(func() error { return d.keepSealed(ctx) })
 	}
 	if d.fast != nil {
-		group.Go(func() error { return d.runFastPath(ctx) })
+		group.Go(func() error { return d.fast.Run(ctx) })
 	}
 	return group.Wait()
 }

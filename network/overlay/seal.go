@@ -97,6 +97,13 @@ func (s *seal) save() error {
 	return nil
 }
 
+// configure makes a tunnel have what is kept. Where that fails reseal does it again.
+func (s *seal) configure(i int) error {
+	err := s.tunnels[i].Configure(s.kept.Tunnels[i].Config)
+	s.unsure[i] = err != nil
+	return err
+}
+
 func (s *seal) lookAgain() {
 	select {
 	case s.again <- struct{}{}:
@@ -144,7 +151,7 @@ func (d *Driver) openTunnels() error {
 		for j := range c.Peers {
 			c.Peers[j].Keepalive = keepalive
 		}
-		if err := t.Configure(*c); err != nil {
+		if err := d.seal.configure(i); err != nil {
 			return fmt.Errorf("tunnel %s: %w", name, err)
 		}
 	}
@@ -237,7 +244,7 @@ func (d *Driver) adopt(published []byte) error {
 			return err
 		}
 		if s.tunnels[i] != nil {
-			if err := s.tunnels[i].Configure(t.Config); err != nil {
+			if err := s.configure(i); err != nil {
 				return err
 			}
 		}
@@ -281,7 +288,7 @@ func (d *Driver) reseal() error {
 		if len(again) == 0 && !s.unsure[i] && reflect.DeepEqual(peers, s.kept.Tunnels[i].Config.Peers) {
 			continue
 		}
-		changed[i], s.unsure[i] = true, true
+		changed[i] = true
 		c := &s.kept.Tunnels[i].Config
 		if len(again) > 0 {
 			c.Peers = slices.DeleteFunc(slices.Clone(peers), func(p TunnelPeer) bool { return again[p.Public] })
@@ -293,11 +300,9 @@ func (d *Driver) reseal() error {
 		return errors.Join(errs...)
 	}
 	errs = append(errs, s.save())
-	for i, t := range s.tunnels {
+	for i := range s.tunnels {
 		if changed[i] {
-			err := t.Configure(s.kept.Tunnels[i].Config)
-			s.unsure[i] = err != nil
-			errs = append(errs, err)
+			errs = append(errs, s.configure(i))
 		}
 	}
 	s.lookAgain()

@@ -209,23 +209,18 @@ func (c *Conn) Delete(f Flow) error {
 
 // Loosen prepares a TCP connection for that some of its segments pass elsewhere:
 // those that are seen are taken for its own whatever their sequence numbers; so
-// are resets; and that data was not seen to arrive does not shorten its time. If
-// timeout is not 0 it is kept for so long. One that is gone, or has ended since it
-// was asked about, is unix.ENOENT.
+// are resets; and that data was not seen to arrive does not shorten its time, which
+// is timeout from here on. One that is gone, or has ended since it was asked about,
+// is unix.ENOENT.
 func (c *Conn) Loosen(f Flow, timeout time.Duration) error {
-	err := c.change(f, timeout, func(ae *netlink.AttributeEncoder) error {
-		flags := []byte{tcpBeLiberal, tcpLoose} // which, and under which mask
-		ae.Bytes(ctaTCPFlagsOriginal, flags)
-		ae.Bytes(ctaTCPFlagsReply, flags)
-		return nil
-	})
+	err := c.change(f, timeout, tcpBeLiberal, tcpLoose)
 	var now Flow
 	if err == nil {
 		now, err = c.Get(f.Original)
 	}
 	if err == nil && !now.Established {
 		// It is not to be kept as one that is open: nothing more may come by it.
-		err = errors.Join(c.change(f, min(timeout, ended), nil), unix.ENOENT)
+		err = errors.Join(c.change(f, min(timeout, ended), 0, 0), unix.ENOENT)
 	}
 	if err != nil {
 		return fmt.Errorf("loosen flow %v: %w", f.Original, err)
@@ -238,41 +233,35 @@ func (c *Conn) Loosen(f Flow, timeout time.Duration) error {
 // data that is not acknowledged, five minutes from its last segment where the
 // kernel is not set up otherwise. One that is gone is unix.ENOENT.
 func (c *Conn) Doubt(f Flow) error {
-	err := c.change(f, unacknowledged, func(ae *netlink.AttributeEncoder) error {
-		flags := []byte{tcpUnacknowledged, tcpUnacknowledged}
-		ae.Bytes(ctaTCPFlagsOriginal, flags)
-		ae.Bytes(ctaTCPFlagsReply, flags)
-		return nil
-	})
-	if err != nil {
+	if err := c.change(f, unacknowledged, tcpUnacknowledged, tcpUnacknowledged); err != nil {
 		return fmt.Errorf("doubt flow %v: %w", f.Original, err)
 	}
 	return nil
 }
 
-const unacknowledged = 5 * time.Minute
+const (
+	unacknowledged = 5 * time.Minute
+	ended          = 2 * time.Minute // the longest for which the kernel keeps what has ended
+)
 
-// ended is the longest for which the kernel keeps a connection that has ended.
-const ended = 2 * time.Minute
-
-// change sets for how long a TCP connection is kept, unless that is 0, and what it
-// has of the protocol, unless there is nothing that says it.
-func (c *Conn) change(f Flow, timeout time.Duration, tcp func(*netlink.AttributeEncoder) error) error {
+// change sets for how long a TCP connection is kept, and the flags of both its
+// directions that are in mask.
+func (c *Conn) change(f Flow, timeout time.Duration, flags, mask byte) error {
 	body, err := f.name()
 	if err != nil {
 		return err
 	}
 	ae := netlink.NewAttributeEncoder()
 	ae.ByteOrder = binary.BigEndian
-	if tcp != nil {
-		ae.Nested(ctaProtoInfo, func(ae *netlink.AttributeEncoder) error {
-			ae.Nested(ctaProtoInfoTCP, tcp)
+	ae.Nested(ctaProtoInfo, func(ae *netlink.AttributeEncoder) error {
+		ae.Nested(ctaProtoInfoTCP, func(ae *netlink.AttributeEncoder) error {
+			ae.Bytes(ctaTCPFlagsOriginal, []byte{flags, mask})
+			ae.Bytes(ctaTCPFlagsReply, []byte{flags, mask})
 			return nil
 		})
-	}
-	if timeout > 0 {
-		ae.Uint32(ctaTimeout, uint32(min(timeout/time.Second, math.MaxInt32)))
-	}
+		return nil
+	})
+	ae.Uint32(ctaTimeout, uint32(min(timeout/time.Second, math.MaxInt32)))
 	info, err := ae.Encode()
 	if err == nil {
 		_, err = c.c.Execute(message(msgNew, netlink.Request|netlink.Acknowledge, family(f.Original), append(body, info...)))

@@ -219,9 +219,7 @@ func tuple(protocol uint8, src, dst string) conntrack.Tuple {
 // ago. goes is what the task's packets are on the wire.
 func (l *lab) know(sent, goes conntrack.Tuple, ago time.Duration) (out, in key) {
 	l.Helper()
-	var now unix.Timespec
-	check(l, unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &now))
-	checked := uint64(now.Nano() - int64(ago)) // may be before the machine began
+	checked := uint64(clock() - int64(ago)) // may be before the machine began
 	var translated uint32
 	if sent != goes {
 		translated = 1

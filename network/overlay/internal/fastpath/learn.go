@@ -23,8 +23,6 @@ func (p *Path) Run(ctx context.Context) error {
 	if err := p.takeOver(); err != nil {
 		p.log.Warn("connection tracking may forget connections early", "error", err)
 	}
-	// From here on nobody looks after what connection tracking knows.
-	defer p.Verify(0)
 	sweep := time.NewTicker(p.opts.Idle / 2)
 	defer sweep.Stop()
 	defer context.AfterFunc(ctx, func() { _ = p.busy.Flush() })()
@@ -56,6 +54,7 @@ func (p *Path) Run(ctx context.Context) error {
 			p.log.Debug("a flow stays on the slow path", "flow", k.tuple(), "error", err)
 		}
 	}
+	p.Verify(0) // from here on nobody looks after what connection tracking knows
 	return nil
 }
 
@@ -81,12 +80,7 @@ func (p *Path) takeOver() error {
 // extend says that this process is there: some time after it has last said so, all
 // goes the kernel's own way, since nobody tells the programs what has changed.
 func (p *Path) extend() {
-	var now unix.Timespec
-	err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &now)
-	if err == nil {
-		err = p.kernel.Until.Set(uint64(now.Nano() + away*int64(p.opts.Idle)))
-	}
-	if err != nil {
+	if err := p.kernel.Until.Set(uint64(clock() + away*int64(p.opts.Idle))); err != nil {
 		p.log.Error("packets between nodes will go the slow way", "error", err)
 	}
 }
@@ -128,7 +122,8 @@ func (p *Path) learn(out key) error {
 	if used, err := p.ipsec.inUse(time.Now(), time.Second); err != nil || used {
 		return cmp.Or(err, errors.New("an administrator has IPsec"))
 	}
-	if _, again := p.known[out]; !again && p.held[name] >= p.opts.Most {
+	old, again := p.known[out]
+	if !again && p.held[name] >= p.opts.Most {
 		return fmt.Errorf("its task has %d flows that are known", p.held[name])
 	}
 	sent := out.tuple()
@@ -144,16 +139,11 @@ func (p *Path) learn(out key) error {
 	if goes.Src.Addr() != sent.Src.Addr() || !within(port.Whole, goes.Dst.Addr()) || within(port.Own, goes.Dst.Addr()) {
 		return fmt.Errorf("it goes to %v by %v, and not to another node of the network", goes.Dst, goes.Src)
 	}
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &now); err != nil {
-		return err
-	}
 	translated := uint32(0)
 	if goes != sent {
 		translated = 1
 	}
 	in := keyOf(0, far)
-	old, again := p.known[out]
 	if again && old.in == in && p.has(out) && p.has(in) {
 		return nil
 	}
@@ -167,17 +157,18 @@ func (p *Path) learn(out key) error {
 			return err
 		}
 	}
-	flowOut := flow{Key: out, Translated: translated, Interface: uint32(port.Bridge), Checked: uint64(now.Nano())}
+	now := clock()
+	flowOut := flow{Key: out, Translated: translated, Interface: uint32(port.Bridge), Checked: uint64(now)}
 	flowOut.set(goes)
 	flowIn := flow{
-		Key: in, Translated: translated, Interface: uint32(port.Link), Checked: uint64(now.Nano()),
+		Key: in, Translated: translated, Interface: uint32(port.Link), Checked: uint64(now),
 		ToMAC: [6]byte(port.MAC), FromMAC: [6]byte(port.BridgeMAC),
 	}
 	flowIn.set(sent.Back())
 	if _, again := p.known[out]; !again {
 		p.held[name]++
 	}
-	p.known[out] = pair{port: name, sent: sent, far: far, in: in, learnt: now.Nano()}
+	p.known[out] = pair{port: name, sent: sent, far: far, in: in, learnt: now}
 	err = p.kernel.Flows.Put(in, flowIn)
 	if err == nil {
 		err = p.kernel.Flows.Put(out, flowOut)

@@ -97,6 +97,15 @@ type objects struct {
 // each packet for the sake of a flag (BPF_F_ADJ_ROOM_ENCAP_L2_ETH).
 const needsMajor, needsMinor = 5, 13
 
+// clock is bpf_ktime_get_coarse_ns, by which the programs tell the time, in ns.
+func clock() int64 {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &now); err != nil {
+		panic(err) // clock_gettime(2): only a clock that there is not, since Linux 2.6.32
+	}
+	return now.Nano()
+}
+
 // old says why a kernel of a release is too old, or nothing.
 func old(release string) error {
 	var major, minor int

@@ -14,13 +14,14 @@ import (
 // flow stays known, to be forgotten when it is looked at again. p.mu is held.
 func (p *Path) forget(out key) {
 	f, known := p.known[out]
+	deleted := true
 	for _, k := range []key{out, f.in} {
 		if err := gone(p.kernel.Flows.Delete(k)); err != nil {
 			p.log.Error("cannot take a flow from the fast path", "flow", k.tuple(), "error", err)
-			return
+			deleted = false
 		}
 	}
-	if known {
+	if known && deleted {
 		delete(p.known, out)
 		if p.held[f.port]--; p.held[f.port] == 0 {
 			delete(p.held, f.port)
@@ -66,13 +67,10 @@ func (p *Path) Verify(protocol uint8) {
 // holds reports whether a flow is as it was learnt, and has connection tracking
 // keep it for as long as it should. What cannot be asked holds. p.mu is held.
 func (p *Path) holds(out key, f pair) bool {
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &now); err != nil {
-		return true
-	}
-	sent, sentKnown := p.seen(out, now.Nano())
-	answered, answeredKnown := p.seen(f.in, now.Nano())
-	known := sentKnown && answeredKnown && now.Nano()-min(sent, answered) <= 2*int64(p.opts.Idle)
+	now := clock()
+	sent, sentKnown := p.seen(out, now)
+	answered, answeredKnown := p.seen(f.in, now)
+	known := sentKnown && answeredKnown && now-min(sent, answered) <= 2*int64(p.opts.Idle)
 	entry, err := p.flows.Get(f.sent)
 	if err != nil {
 		return known && !errors.Is(err, unix.ENOENT)
