@@ -4,7 +4,6 @@ package overlay
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -70,9 +69,11 @@ func TestFastPathKeepsTheSilentOverRestarts(t *testing.T) {
 	}
 	hours := func(conn *conntrack.Conn) bool { return kept(conn) > time.Hour }
 	h.until("the connection is doubted", doubt)
-	h.close()
+	h.cancel()
+	check(t, <-h.done)
 	h.until("a process that ends has it kept for hours", hours)
 	h.until("the connection is doubted", doubt)
+	h.close()
 	h.open()
 	h.until("the next process has it kept for hours", hours)
 }
@@ -100,9 +101,7 @@ func TestFastPathIsLookedAfter(t *testing.T) {
 		}
 		before = now
 	}
-	var ctx context.Context
-	ctx, h.cancel = context.WithCancel(context.Background())
-	go func() { h.done <- h.d.Run(ctx) }()
+	h.run()
 	c.fast(h, w.hosts[1])
 }
 

@@ -194,9 +194,19 @@ func (h *host) open() {
 	h.w.Helper()
 	d, err := Open(h.opts)
 	check(h.w, err)
+	h.d = d
+	h.run()
+}
+
+// run begins Run. Where a test that has ended it fails, close does not wait for more.
+func (h *host) run() {
 	ctx, cancel := context.WithCancel(context.Background())
-	h.d, h.cancel, h.done = d, cancel, make(chan error, 1)
-	go func() { h.done <- d.Run(ctx) }()
+	done := make(chan error, 1)
+	h.cancel, h.done = cancel, done
+	go func() {
+		done <- h.d.Run(ctx)
+		close(done)
+	}()
 }
 
 func (h *host) close() {
