@@ -31,6 +31,7 @@ import (
 	"github.com/orchestrate-go/orchestrate/internal/leak"
 	"github.com/orchestrate-go/orchestrate/runtime"
 	"github.com/orchestrate-go/orchestrate/runtime/image"
+	"github.com/orchestrate-go/orchestrate/store/etcd"
 	"github.com/orchestrate-go/orchestrate/store/etcd/embed"
 	"github.com/orchestrate-go/orchestrate/volume"
 )
@@ -385,7 +386,14 @@ func (w *world) up(s orchestrate.Service) {
 	w.Helper()
 	ctx, cancel := context.WithTimeout(w.Context(), time.Minute)
 	defer cancel()
-	if err := w.fleet.Apply(ctx, s); err != nil {
+	// A write that etcd lost as it changed its leader may have happened, so the store
+	// does not repeat it, and says so after seconds. The same spec again is no change.
+	err := w.fleet.Apply(ctx, s)
+	for errors.Is(err, etcd.ErrUnavailable) {
+		w.Logf("apply %s again: %v", s.Name, err)
+		err = w.fleet.Apply(ctx, s)
+	}
+	if err != nil {
 		w.Fatal(err)
 	}
 	if r, err := w.fleet.Wait(ctx, s.Name); err != nil || r.Outcome != orchestrate.RolloutCompleted {
